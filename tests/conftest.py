@@ -1,0 +1,30 @@
+"What the tests share: a store of their own, so that no test reads a result that another run left."
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    "An empty store for this test."
+    folder = tmp_path/'store'
+    monkeypatch.setenv('RECX_STORE', str(folder))
+    return folder
+
+
+def shared_data():
+    "The folder with real data, or None: RECX_DATA, or `shared/data` beside the checkout."
+    places = [Path(os.environ['RECX_DATA'])] if os.environ.get('RECX_DATA') else []
+    places.append(Path(__file__).parent.parent.parent/'shared'/'data')
+    return next((p for p in places if p.is_dir()), None)
+
+
+@pytest.fixture
+def real_data():
+    "The folder with real data; the test is skipped where there is none."
+    folder = shared_data()
+    if folder is None: pytest.skip('no real data at hand: set RECX_DATA to its folder')
+    return folder
