@@ -33,10 +33,17 @@ def simulated(users, arms, seeds):
     return pd.concat(runs, ignore_index=True).astype(dict(arm='category')), study
 
 
+class Seconds(float):
+    "Wall seconds that print the CPU seconds beside: on a busy machine only these can be compared."
+    def __str__(self): return f'{self:.2f} s ({self.cpu:.2f} s CPU)'
+
+
 def timed(job):
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     result = job()
-    return time.perf_counter() - start, result
+    took = Seconds(time.perf_counter() - start)
+    took.cpu = time.process_time() - cpu
+    return took, result
 
 
 def worlds(n, count, rng, seeds=6):
@@ -70,13 +77,13 @@ def main(users=22_363, arms=9, seeds=6, draws=10_000):
     all_ours, _ = timed(lambda: resample(rows, made.users, strata, panel.n_users, draws))
     one_ours, ours = timed(lambda: user_interval(d, draws))
     one_scipy, theirs = timed(lambda: stats.bootstrap((d,), np.mean, method='percentile', n_resamples=draws, batch=250, rng=0).confidence_interval)
-    print(f'\nbootstrap   one difference: recx {one_ours:.2f} s, scipy {one_scipy:.2f} s, ratio {one_scipy/one_ours:.1f}   intervals [{ours[0][0]:.5f}, {ours[1][0]:.5f}] and [{theirs.low:.5f}, {theirs.high:.5f}]')
-    print(f'            all {columns:,} means (arms × metrics × strata), over users and over users and seeds: recx {all_ours:.2f} s; one scipy bootstrap each would be {one_scipy*columns:,.0f} s, ratio {one_scipy*columns/all_ours:,.0f}')
+    print(f'\nbootstrap   one difference: recx {one_ours!s}, scipy {one_scipy!s}, ratio {one_scipy.cpu/one_ours.cpu:.1f}   intervals [{ours[0][0]:.5f}, {ours[1][0]:.5f}] and [{theirs.low:.5f}, {theirs.high:.5f}]')
+    print(f'            all {columns:,} means (arms × metrics × strata), over users and over users and seeds: recx {all_ours!s}; one scipy bootstrap each would be {one_scipy.cpu*columns:,.0f} s CPU, ratio {one_scipy.cpu*columns/all_ours.cpu:,.0f}')
     flips_ours, p = timed(lambda: sign_flip(np.repeat(d[:, None], 99, axis=1), draws))
     flips_scipy, q = timed(lambda: stats.permutation_test((d,), np.mean, permutation_type='samples', vectorized=True, n_resamples=draws, batch=250, rng=0).pvalue)
-    print(f'sign flips  99 comparisons: recx {flips_ours:.2f} s, p = {p[0]:.4f}; one by scipy {flips_scipy:.2f} s, p = {q:.4f}, ratio for 99: {99*flips_scipy/flips_ours:,.0f}')
+    print(f'sign flips  99 comparisons: recx {flips_ours!s}, p = {p[0]:.4f}; one by scipy {flips_scipy!s}, p = {q:.4f}, ratio for 99: {99*flips_scipy.cpu/flips_ours.cpu:,.0f}')
     total, results = timed(lambda: compare(ranks, study, bootstrap=draws, flips=draws))
-    print(f'compare     {len(results):,} rows from {len(ranks):,} ranks: {total:.1f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20:.2f} GiB')
+    print(f'compare     {len(results):,} rows from {len(ranks):,} ranks: {total!s}, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20:.2f} GiB')
     print('\ncoverage of 95 % intervals, 1,000 worlds\n' + pd.DataFrame([coverage(n) for n in (30, 100, 300, 1000)]).to_string(index=False))
 
 

@@ -105,10 +105,10 @@ def test_a_folder_that_lacks_files_is_not_taken_for_the_data(root, monkeypatch):
 
 def test_relative_paths_are_seen_from_here_from_the_root_and_from_raw_data(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for base in (root/'data'/'raw', root, tmp_path): (base/'films').mkdir(parents=True); assert resolve('films', 'dataset') == base/'films'
-    assert resolve(str(root), 'dataset') == root
+    for base in (root/'data'/'raw', root, tmp_path): (base/'films').mkdir(parents=True); assert resolve('films', 'films') == base/'films'
+    assert resolve(str(root), 'root') == root
     for nothing in ('', 'no/such'):
-        with pytest.raises(FileNotFoundError, match='dataset_path='): resolve(nothing, 'dataset_path')
+        with pytest.raises(FileNotFoundError, match='dataset_path=.*: no such file'): resolve(nothing, f'dataset_path={nothing!r}')
 
 
 def test_home_is_the_checkout_or_what_recx_home_names(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from tqdm.auto import tqdm
+from tqdm import tqdm
 import recx
 from .parameters import known
 
@@ -196,10 +196,10 @@ def fetch(
 # %% ../../nbs/1_data/4_sources.ipynb #c286b808
 def resolve(
     path: str, # absolute or relative
-    parameter: str, # the name for an error message
+    said: str, # how it was given, for an error message, such as "dataset='parquet:films'"
 ) -> Path: # absolute
     "A file or folder given by a person; a `FileNotFoundError` names where it was looked for."
     given = Path(path).expanduser()
     found = next((base/given for base in (Path.cwd(), home(), *places()) if path and (base/given).exists()), None)
     if found: return found.resolve()
-    raise FileNotFoundError(f"{parameter}={path!r}: no such file or folder, seen from the present folder, from the root, or from the places of raw data; give an absolute path")
+    raise FileNotFoundError(f"{said}: no such file or folder, seen from the present folder, from the root, or from the places of raw data; give an absolute path")

@@ -69,9 +69,9 @@ def locate(
 ) -> tuple: # kind, arguments of its two functions
     "Find the raw files; MovieLens is fetched where it is not at hand."
     kind, rest = named(params['dataset'], params['dataset_path'])
-    if kind in ('recbole', 'parquet'): return kind, (resolve(rest, 'dataset'),)
+    if kind in ('recbole', 'parquet'): return kind, (resolve(rest, f"dataset={params['dataset']!r}"),)
     more = (kind, rest) if rest else (kind,)
-    if params['dataset_path']: return kind, (resolve(params['dataset_path'], 'dataset_path'), *more)
+    if params['dataset_path']: return kind, (resolve(params['dataset_path'], f"dataset_path={params['dataset_path']!r}"), *more)
     if not rest: return kind, (fetch(kind), *more)
     members = amazon_members(kind, rest)
     place = search((members,), (kind, kind.replace('-', '_'), f"{kind.replace('-', '_')}_{rest.lower()}"))

@@ -48,7 +48,7 @@ def seconds(
     file: str, # its name, for errors
 ) -> pd.Series: # seconds, as float; missing where there was no time
     "Times as seconds since 1970; milliseconds are refused, for nobody writes reviews in the year 40,000."
-    if pd.api.types.is_string_dtype(values) and not pd.api.types.is_numeric_dtype(values):
+    if pd.api.types.is_string_dtype(values.dropna()):
         numbers = pd.to_numeric(values, errors='coerce')
         values = numbers if numbers.notna().any() else pd.to_datetime(values, errors='coerce', utc=True, format='mixed')
     if isinstance(values.dtype, pd.DatetimeTZDtype): values = values.dt.tz_convert('UTC').dt.tz_localize(None)
@@ -90,9 +90,9 @@ def described(
         values = items[name].astype(str).where(items[name].notna(), None) if isinstance(items[name].dtype, pd.CategoricalDtype) else items[name]
         lists = values.map(lambda v: isinstance(v, (list, np.ndarray)))
         if lists.any(): values = pd.Series([[str(x) for x in v if x is not None] if l else [] for v, l in zip(values, lists)], dtype=object)
-        elif name == 'genres' and pd.api.types.is_string_dtype(values): values = pd.Series([[g for g in str(v).split('|') if g] if isinstance(v, str) else [] for v in values], dtype=object)
+        elif name == 'genres' and pd.api.types.is_string_dtype(values.dropna()): values = pd.Series([[g for g in str(v).split('|') if g] if isinstance(v, str) else [] for v in values], dtype=object)
         table[name] = values.reset_index(drop=True)
-        if lists.any() or pd.api.types.is_string_dtype(table[name]) or name == 'genres': texts.append(name)
+        if lists.any() or name == 'genres' or pd.api.types.is_string_dtype(table[name].dropna()): texts.append(name)
     return pd.DataFrame(table), sorted(texts, key=lambda c: c not in ('title', 'name'))
 
 # %% ../../nbs/1_data/5_readers_tables.ipynb #8ed57ad3

@@ -50,7 +50,7 @@ def seed_weights(
     return rng.multinomial(seeds - 1, np.full(seeds, 1/seeds), size=draws).astype(np.float32)/(seeds - 1)
 
 # %% ../../nbs/6_evidence/3_bootstrap.ipynb #451bc4eb
-BLOCK = 256 # resamples at a time; part of the result, because each block has its own generator
+BLOCK = 128 # resamples at a time; part of the result, because each block has its own generator
 
 class Product:
     "Weighted sums of `values` by stratum, for one block of counts after another."

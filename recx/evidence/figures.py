@@ -13,7 +13,6 @@ from io import BytesIO
 
 # %% ../../nbs/6_evidence/8_figures.ipynb #92b95155
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -156,6 +155,7 @@ def strata_shown(
     "The strata that occur, kind by kind; `warm` is left out, being nearly all."
     return [(kind, s) for kind in kinds for s in results[results.stratum_kind == kind].stratum.drop_duplicates() if s != 'warm']
 
+# %% ../../nbs/6_evidence/8_figures.ipynb #0ef4cdd4
 def even_out(
     axes, # of the panels
     kinds: list, # one for each panel
@@ -166,6 +166,7 @@ def even_out(
         low, high = min(ax.get_xlim()[0] for ax in same), max(ax.get_xlim()[1] for ax in same)
         for ax in same: ax.set_xlim(low, high)
 
+# %% ../../nbs/6_evidence/8_figures.ipynb #09382f63
 def strata(
     results: pd.DataFrame,
     study: dict,

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 # %% ../../nbs/6_evidence/9_report.ipynb #90dc987f
 from .figures import CAPTIONS
-from .verdict import DASH, SPACE, WORTH, Verdict, call, count, interval, memory, metric_name, name_of, number, over, p_value, percent, seconds, widest, TONES
+from .verdict import DASH, SPACE, WORTH, Verdict, call, count, interval, memory, metric_name, name_of, number, p_value, percent, seconds, widest, TONES
 
 # %% ../../nbs/6_evidence/9_report.ipynb #b9a9edf4
 @dataclass
@@ -431,7 +431,7 @@ html{font-size:9pt}body{font-size:1rem}main,header,footer{max-width:none;padding
 .banner,.tag,.cautions,tr.base{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 h2{break-after:avoid;margin-top:1.6em}h3{break-after:avoid}figure,tr,.cautions,.calls li{break-inside:avoid}
 .wide{overflow:visible}table{font-size:6.9pt;width:100%}th,td{padding:.3em .45em}td{white-space:normal}tbody th{min-width:9em}
-details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}
+#provenance details::details-content{content-visibility:visible;block-size:auto}
 }
 '''
 

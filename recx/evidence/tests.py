@@ -73,7 +73,7 @@ def flip_exact(
     return float((np.abs(signs @ d) >= np.abs(d.sum()) - 1e-12*np.abs(d).sum()).mean())
 
 # %% ../../nbs/6_evidence/2_tests.ipynb #4e54604c
-FLIP_BLOCK = 512 # flips at a time
+FLIP_BLOCK = 256 # flips at a time
 
 def flip_random(
     d: np.ndarray, # (units, comparisons)

@@ -114,11 +114,12 @@ def call(
 ) -> Call:
     "The word for one row of the results."
     if str(row['note']).startswith('identical'): return Call('identical')
+    if not math.isfinite(row['diff']): return Call('not testable')
     passed = {unit: row[f'p_{unit[:-1]}_adj'] <= alpha for unit in ('users', 'seeds')}   # NaN passes nothing
     low, high = widest(row)
     if all(passed.values()) and low <= 0 <= high: return Call('inconclusive')
     if any(passed.values()): return Call('better' if row['diff'] > 0 else 'worse', ' and '.join(unit for unit, ok in passed.items() if ok))
-    if not (math.isfinite(row['diff']) and math.isfinite(low)): return Call('not testable')
+    if not math.isfinite(low): return Call('not testable')
     return Call('no difference shown' if -WORTH <= low and high <= WORTH else 'inconclusive')
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #cbd5fc8d
@@ -242,7 +243,8 @@ def compared(
     if c.unit: return f"{arm} is {c.word} than {base} over {c.unit}" + ('' if c.confirmed or row['n_seeds'] == 1 else f", which is not shown over {'seeds' if c.unit == 'users' else 'users'}") + f': {facts}.'
     if c.word == 'no difference shown': return f'{arm} shows no difference to {base}: {facts}. A difference beyond ±{WORTH*100:.0f}{SPACE}% is excluded.'
     if max(row['p_seed_adj'], row['p_user_adj']) <= o.alpha: return f'{arm} against {base} is inconclusive: {facts}. Both tests pass, but the interval over users and seeds together holds zero.'
-    return f"{arm} against {base} is inconclusive: {facts}. With these users the smallest difference found four times out of five is {number(row['mde'])} ({percent(row['mde']/row['mean_baseline'], sign=False)})."
+    power = f" With these users the smallest difference found four times out of five is {number(row['mde'])}." if math.isfinite(row['mde']) else ''
+    return f'{arm} against {base} is inconclusive: {facts}.{power}'
 
 def sentences(
     o: Outcome,
@@ -354,6 +356,7 @@ def declared(
     says = 'shows no difference' if o.call.word == 'no difference shown' else 'is ' + over(o.call)
     return f'the one declared arm, {name_of(study, o.arm)}, {says}'
 
+# %% ../../nbs/6_evidence/7_verdict.ipynb #5a7ffcce
 def preferred(
     study: dict,
     runs: pd.DataFrame, # arm, seed, valid
@@ -363,6 +366,7 @@ def preferred(
     means = runs[runs.arm.isin(arms)].groupby('arm').valid.mean().dropna()
     return means.idxmax() if len(means) else ''
 
+# %% ../../nbs/6_evidence/7_verdict.ipynb #1076916b
 def headline(
     outcomes: list,
     study: dict,

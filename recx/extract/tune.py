@@ -7,10 +7,10 @@ __all__ = ['TUNE_PARAMETERS', 'PHASES', 'HEAD_RATE', 'BIG', 'check_tune', 'limit
            'sft_lesson', 'labelled_rows', 'scft_lesson', 'part_of', 'learning_rate', 'save_checkpoint',
            'last_checkpoint', 'load_checkpoint', 'train_step', 'train_phase', 'held_loss', 'first_wins',
            'answer_scores', 'quiz_accuracy', 'measure', 'neighbours_kept', 'phases_of', 'run_key', 'report', 'tune',
-           'prepare', 'train', 'finish']
+           'prepare', 'train', 'finish', 'main']
 
-# %% ../../nbs/3_extract/7_tune.ipynb #7ff48f5b
-import hashlib, json, math, shutil, time
+# %% ../../nbs/3_extract/7_tune.ipynb #7c240b25
+import hashlib, json, math, shutil, sys, time
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -20,14 +20,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from ..data.parameters import one_of, within
+from ..data.dataset import Dataset
+from ..data.parameters import declared, known, one_of, typed, within
 from .encode import encode, plan_batches
 from .encoders import load_encoder
 from .lora import Tuner, add_lora, language_head, load_adapter, merge_adapter, parameter_counts, same_answers, save_adapter, token_rows
 from .pooling import check_pooling, one_word_texts
 from .tasks import SFT_VERSION, answer_rows, is_held, item_views, mask_tokens, packed_blocks, sft_examples, token_batches, with_choices
 from .vectors import mean_cosine
-from ..text.texts import NO_TEXT
+from ..text.texts import NO_TEXT, load_texts
 
 # %% ../../nbs/3_extract/7_tune.ipynb #6c14099e
 TUNE_PARAMETERS = ('tuning', 'lora_rank', 'lora_alpha', 'lora_dropout', 'lora_targets', 'cpt_steps', 'sft_steps', 'scft_steps', 'tune_learning_rate', 'tune_batch_tokens',
@@ -428,7 +429,7 @@ def report(
     steps = pd.DataFrame(curve).groupby('phase', sort=False).agg(steps=('step', 'size'), first_loss=('loss', 'first'), last_loss=('loss', 'last'), seconds=('seconds', 'sum'))
     trainable, everything = parameter_counts(tuner.body)
     chance = quiz.assign(chance=1/quiz.choices.str.len()).groupby('task').chance.mean() if len(quiz) else {}
-    return dict(tuning=params['tuning'], before=before, after=after, sft_chance={k: float(v) for k, v in dict(chance).items()}, sft_questions=len(quiz), sft_version=SFT_VERSION, held_items=len(held), neighbours_kept=neighbours_kept(old, new),
+    return dict(tuning=params['tuning'], before=before, after=after, sft_chance={k: float(v) for k, v in dict(chance).items()}, sft_questions={k: int(v) for k, v in quiz.groupby('task', sort=False).size().items()} if len(quiz) else {}, sft_version=SFT_VERSION, held_items=len(held), neighbours_kept=neighbours_kept(old, new),
                 head='made up, fitted to the frozen body, discarded' if tuner.head is not None and tuner.head.made_up else 'of the model' if tuner.head is not None else 'none',
                 phases=steps.reset_index().assign(seconds_per_step=lambda t: t.seconds/t.steps).to_dict('records'), seconds_train=float(steps.seconds.sum()),
                 parameters_trainable=trainable, parameters_total=everything, layers_adapted=len(tuner.body.targeted_module_names))
@@ -512,3 +513,26 @@ def finish(
     shutil.rmtree(out/'tuned', ignore_errors=True)
     part.rename(out/'tuned')
     shutil.rmtree(out/'checkpoint', ignore_errors=True)
+
+# %% ../../nbs/3_extract/7_tune.ipynb #fe43e97d
+def main(
+    args: list[str], # data folder, text folder, output folder, name=value …
+) -> None:
+    "Tune a model on its own, under `accelerate launch` or not, and leave it as a model folder."
+    from recx.extract import stage # declares the parameters and imports this module
+    if len(args) < 3: raise SystemExit('usage: python -m recx.extract.tune DATA TEXTS OUT [name=value …]')
+    given, defaults = dict(a.split('=', 1) for a in args[3:]), declared(vars(stage))
+    known(given, defaults)
+    params = {name: typed(name, given.get(name, value), type(value)) for name, value in defaults.items()}
+    stage.check(params)
+    if params['tuning'] == 'frozen': raise SystemExit(f"tuning='frozen': nothing to tune; give tuning={', '.join(list(PHASES)[1:])}")
+    accelerator, out, dataset = Accelerator(device_placement=False), Path(args[2]), Dataset.load(args[0]) # the first makes each process see its own GPU
+    out.mkdir(parents=True, exist_ok=True)
+    encoder, said = tune(load_encoder(params['encoder'], params['encode_device'], params['precision']), stage.item_texts(load_texts(args[1]), dataset), dataset, params, out)
+    if accelerator.is_main_process:
+        encoder.model.save_pretrained(out/'model')
+        encoder.tokenizer.save_pretrained(out/'model')
+        print(json.dumps({k: said[k] for k in ('before', 'after', 'phases')}, indent=1))
+
+# %% ../../nbs/3_extract/7_tune.ipynb #5cabc541
+if __name__ == '__main__' and globals().get('__spec__'): main(sys.argv[1:]) # as a program, not as a notebook

@@ -1,0 +1,230 @@
+"What the recommender learns, that it does so again, after a kill too; and what becomes of a run that diverges."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from recx.data.dataset import Dataset
+from recx.data.parameters import declared
+from recx.recommend import stage
+from recx.recommend.batches import held_out, training_windows
+from recx.recommend.fusion import FUSIONS, Adapted
+from recx.recommend.losses import LOSSES
+from recx.recommend.ranking import hr, ndcg, target_ranks
+from recx.recommend.stage import check, item_vectors, load_model, make_model, run, small
+from recx.recommend.train import Diverged, answer, batch_loss, train
+
+SETTINGS = dict(loss='ce', negatives=16, gbce_t=.75, gate_balance=.01, learning_rate=.01, weight_decay=0., batch_tokens=256, epochs=25, patience=25, validate_every=1, seed=0)
+SMALL = declared(vars(stage)) | dict(embedding_size=16, max_length=8, dropout=.1, null_size=8, adapter_hidden=8)
+
+
+def checkerboard(users=40, items=20, length=9):
+    "Even users see even items, odd users odd ones: the right recommendation is known."
+    rng = np.random.default_rng(0)
+    item = np.concatenate([rng.permutation(items//2)[:length]*2 + u % 2 for u in range(users)])
+    return np.repeat(np.arange(users), length), item, np.tile([0]*(length - 2) + [1, 2], users)
+
+
+def ring(users=60, items=30, length=12):
+    "Everybody walks round the same ring."
+    return np.repeat(np.arange(users), length), (np.tile(np.arange(length), users) + np.repeat(np.arange(users)*7, length)) % items, np.tile([0]*(length - 2) + [1, 2], users)
+
+
+def fitted(log, changes=None, vectors=None, **settings):
+    n = int(log[1].max()) + 1
+    model = make_model(SMALL | (changes or {}), vectors, n, np.bincount(log[1][log[2] == 0], minlength=n) > 0)
+    curve, stopped = train(model, training_windows(*log, 8), held_out(*log, 1, 8), n, SETTINGS | settings)
+    held = held_out(*log, 2, 8)
+    return model, target_ranks(*answer(model, held), held), curve, stopped
+
+
+def test_the_ring_is_learned():
+    assert hr(fitted(ring())[1], 1) > .9
+
+
+def test_the_checkerboard_is_learned():
+    model, ranks, *_ = fitted(checkerboard())
+    held = held_out(*checkerboard(), 2, 8)
+    queries, table = answer(model, held)
+    top = (queries @ table.T).topk(5, dim=1).indices
+    assert (top % 2 == (torch.arange(40) % 2)[:, None]).float().mean() > .95
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('scoring', ['dot', 'cosine'])
+@pytest.mark.parametrize('fusion', FUSIONS)
+def test_every_fusion_with_every_loss_and_scoring(fusion, scoring, loss):
+    vectors = np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32)
+    *_, curve, _ = fitted(ring(), dict(fusion=fusion, scoring=scoring, temperature=.2, adapter='mlp'), vectors, loss=loss, epochs=4)
+    assert curve.loss.iloc[-1] < curve.loss.iloc[0]
+
+
+def test_a_mixture_of_experts_asks_for_balance_and_shows_its_gates():
+    vectors = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
+    model, ranks, curve, _ = fitted(ring(), dict(fusion='replace', adapter='moe', experts=4, expert_top_k=2, gate_noise=1.), vectors, epochs=25)
+    assert hr(ranks, 5) > .5 and model.table.aux_loss() > -1
+
+
+@pytest.mark.parametrize('loss', ['ce', 'sampled-softmax'])
+def test_the_table_gets_gradients_from_both_sides(loss):
+    "A table that is scored against without a gradient is a handicapped baseline; here either side alone moves it."
+    log, rng = ring(), lambda: np.random.default_rng(0)
+    windows, settings = training_windows(*log, 8), SETTINGS | dict(loss=loss, negatives=30)
+    model = make_model(SMALL, None, 30, np.ones(30, bool))
+    ids = model.table.parts[0].weight
+    def gradient(blocked):
+        sides, backbone = type(model).sides, model.backbone.forward
+        if blocked == 'output': model.sides = lambda q, rows: sides(model, q, rows.detach())
+        if blocked == 'input': model.backbone.forward = lambda x, *rest: backbone(x.detach(), *rest)
+        model.zero_grad()
+        batch_loss(model, windows, np.arange(20), 30, settings, rng())[0].backward()
+        if blocked == 'output': del model.sides
+        if blocked == 'input': del model.backbone.forward
+        return ids.grad.clone()
+    whole, no_output, no_input = gradient(''), gradient('output'), gradient('input')
+    assert no_output.abs().sum() > 0 and no_input.abs().sum() > 0
+    assert torch.allclose(whole, no_output + no_input, atol=1e-6)
+
+
+def test_the_filling_has_no_gradient():
+    log = ring()
+    windows = training_windows(*log, 8)
+    windows.start[0] = windows.stop[0] - 3   # a short row among long ones
+    model = make_model(SMALL | dict(dropout=0.), None, 30, np.ones(30, bool))
+    def gradient(fill):
+        pad = type(windows).pad
+        def filled(which):
+            items, lengths = pad(windows, which)
+            items[torch.arange(items.shape[1]) >= lengths[:, None]] = fill
+            return items, lengths
+        windows.pad = filled
+        model.zero_grad()
+        loss, _ = batch_loss(model, windows, np.arange(3), 30, SETTINGS, np.random.default_rng(0))
+        loss.backward()
+        return loss.item(), model.table.parts[0].weight.grad.clone()
+    (a, grad_a), (b, grad_b) = gradient(3), gradient(28)
+    assert a == b and torch.equal(grad_a, grad_b)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    runs = [small(tmp_path/name, epochs=3, embedding_size=16, seed=seed) for name, seed in (('a', 1), ('b', 1), ('c', 2))]
+    models = [(r/'model.safetensors').read_bytes() for r in runs]
+    ranks = [pd.read_parquet(r/'per_user.parquet') for r in runs]
+    assert models[0] == models[1] and ranks[0].equals(ranks[1]) and models[0] != models[2]
+
+
+def test_what_the_stage_writes(tmp_path):
+    folder = small(tmp_path/'arm', epochs=3, embedding_size=16)
+    data, per_user, shown = Dataset.load(tmp_path/'data'), *(pd.read_parquet(folder/f'{n}.parquet') for n in ('per_user', 'exposure'))
+    held = data.events[data.events.split != 'train']
+    assert len(per_user) == len(held) and set(zip(per_user.user, per_user.item, per_user.split)) == set(zip(held.user, held.item, held.split))
+    assert per_user['rank'].between(1, len(data.items)).all() and shown.item.tolist() == data.item_ids.tolist()
+    assert shown['count'].sum() == 10*(per_user.split == 'test').sum()
+    summary = json.loads((folder/'summary.json').read_text())
+    assert np.isclose(summary['test']['ndcg@10'], ndcg(per_user[per_user.split == 'test']['rank'].to_numpy(), 10))
+    assert summary['catalogue'] == len(data.items) and summary['unranked'] == 0
+    assert not (folder/'checkpoint').exists() and not (folder/'gates.parquet').exists()
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+def test_a_stored_model_answers_as_it_did(fusion, tmp_path):
+    folder = small(tmp_path/'arm', epochs=1, embedding_size=16, null_size=8, fusion=fusion, adapter='moe', **({} if fusion != 'init' else dict(embedding_size=adapt_size(tmp_path))))
+    data, (model, items) = Dataset.load(tmp_path/'data'), load_model(folder)
+    held = held_out(*data.codes(), 2, 50)
+    stored = pd.read_parquet(folder/'per_user.parquet').query("split == 'test'")['rank'].to_numpy()
+    assert items.tolist() == data.item_ids.tolist() and (target_ranks(*answer(model, held), held) == stored).all()
+    assert (folder/'gates.parquet').exists() == (fusion in ('replace', 'add', 'concat'))
+
+
+def adapt_size(base):
+    from recx.adapt.stage import small as small_adapt
+    from recx.extract.vectors import Vectors
+    return Vectors.load(small_adapt(base/'adapt')).size
+
+
+def test_vectors_are_joined_by_id_and_placebos_by_seed(tmp_path):
+    from recx.extract.vectors import Vectors
+    size = adapt_size(tmp_path)
+    folder = small(tmp_path/'arm', epochs=1, embedding_size=16, fusion='replace')
+    data, inputs = Dataset.load(tmp_path/'data'), dict(vectors=tmp_path/'adapt')
+    vectors = Vectors.load(tmp_path/'adapt')
+    order = np.random.default_rng(0).permutation(len(vectors))
+    (tmp_path/'mixed').mkdir()
+    Vectors(vectors.rows.iloc[order], vectors.matrix[order]).save(tmp_path/'mixed')
+    params = SMALL | dict(fusion='replace')
+    real = item_vectors(params, inputs, data)
+    assert real.shape == (len(data.items), size) and (item_vectors(params, dict(vectors=tmp_path/'mixed'), data) == real).all()
+    shuffled = [item_vectors(params | dict(placebo='shuffled', seed=s), inputs, data) for s in (0, 0, 1)]
+    assert (shuffled[0] == shuffled[1]).all() and (shuffled[0] != shuffled[2]).any() and (shuffled[0] != real).any()
+    assert np.allclose(np.sort(shuffled[0], 0), np.sort(real, 0))
+    assert item_vectors(params | dict(placebo='gaussian'), inputs, data).shape == real.shape
+    assert np.allclose(np.sort(item_vectors(params | dict(placebo='popularity'), inputs, data), 0), np.sort(real, 0))
+    with pytest.raises(ValueError, match='no vector'): item_vectors(params, inputs, Dataset(data.items.assign(item=data.items.item + 'x'), data.users, data.events, data.card))
+    with pytest.raises(ValueError, match='fusion=id'): item_vectors(params, {}, data)
+
+
+def test_a_diverging_run_stops_and_leaves_no_result(tmp_path):
+    small(tmp_path/'arm', epochs=1)
+    (tmp_path/'bad').mkdir()
+    with pytest.raises((Diverged, FloatingPointError), match='lower learning_rate'):
+        run(declared(vars(stage)) | dict(learning_rate=1e9, epochs=200, patience=200, batch_tokens=64), dict(data=tmp_path/'data'), tmp_path/'bad')
+    assert not list((tmp_path/'bad').glob('*.json')) and not list((tmp_path/'bad').glob('*.parquet'))
+
+
+def test_the_last_good_checkpoint_survives_a_divergence(tmp_path, monkeypatch):
+    log, file = ring(), tmp_path/'checkpoint'/'last.pt'
+    model = make_model(SMALL, None, 30, np.ones(30, bool))
+    from recx.recommend import train as module
+    old, calls = module.batch_loss, iter(range(10**6))
+    monkeypatch.setattr(module, 'batch_loss', lambda *a: tuple(x*(float('nan') if i == 0 and next(calls) > 20 else 1) for i, x in enumerate(old(*a))))
+    with pytest.raises(Diverged, match='temperature'): train(model, training_windows(*log, 8), held_out(*log, 1, 8), 30, SETTINGS, file, every=1)
+    state = torch.load(file, weights_only=True)
+    assert len(state['curve']) >= 1 and all(torch.isfinite(v).all() for v in state['model'].values())
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    small(tmp_path/'whole', epochs=40, patience=40, embedding_size=16)
+    params = declared(vars(stage)) | dict(epochs=40, patience=40, embedding_size=16)
+    code = f"from recx.recommend.stage import run; run({params!r}, dict(data={str(tmp_path/'data')!r}), {str(tmp_path/'killed')!r})"
+    (tmp_path/'killed').mkdir()
+    process = subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(OMP_NUM_THREADS='1'))
+    file, end = tmp_path/'killed'/'checkpoint'/'last.pt', time.time() + 120
+    while not file.exists() and process.poll() is None and time.time() < end: time.sleep(.005)
+    assert file.exists()
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert not (tmp_path/'killed'/'summary.json').exists()
+    run(params, dict(data=tmp_path/'data'), tmp_path/'killed')
+    a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('whole', 'killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (pd.read_parquet(tmp_path/'whole'/'curve.parquet').loss == pd.read_parquet(tmp_path/'killed'/'curve.parquet').loss).all()
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(fusion='ad'), 'add'), (dict(loss='crossentropy'), 'loss='), (dict(heads=3), 'heads=3'), (dict(fusion='concat', embedding_size=63), 'even'), (dict(fusion='nullspace', null_size=64), 'null_size=64'),
+    (dict(loss='bce', negatives=1000), 'gbce_t=0'), (dict(placebo='shuffled'), 'fusion=id uses no vectors'), (dict(temperature=0.), 'temperature'), (dict(learning_rate=float('nan')), 'learning_rate'), (dict(dropout=1.), 'dropout'),
+    (dict(epochs=0), 'epochs'), (dict(epochs='many'), 'declared as int'), (dict(adapter='moe', experts=1, fusion='add'), 'experts'), (dict(validate_every=50), 'validate_every'), (dict(loss='sampled-softmax', negatives=1), 'negatives')])
+def test_bad_parameters_are_refused_by_name(change, says):
+    with pytest.raises(ValueError, match=says): check(declared(vars(stage)) | change)
+
+
+def test_lists_longer_than_the_catalogue_and_widths_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match='list_size=1000'): small(tmp_path/'arm', list_size=1000)
+    with pytest.raises(ValueError, match='reduce'): small(tmp_path/'other', fusion='init', embedding_size=7)
+
+
+def test_a_user_without_an_earlier_event_is_counted_not_ranked(tmp_path):
+    small(tmp_path/'arm', epochs=1)
+    data = Dataset.load(tmp_path/'data')
+    events = pd.concat([data.events, pd.DataFrame(dict(user=['newcomer'], item=[data.item_ids[0]], time=[2_000_000_000], value=[1.], split=['test']))], ignore_index=True)
+    users = pd.concat([data.users, pd.DataFrame(dict(user=['newcomer']))], ignore_index=True).fillna('unknown')
+    (tmp_path/'new').mkdir(); (tmp_path/'out').mkdir()
+    Dataset(data.items, users, events, data.card).save(tmp_path/'new')
+    run(declared(vars(stage)) | dict(epochs=1), dict(data=tmp_path/'new'), tmp_path/'out')
+    assert json.loads((tmp_path/'out'/'summary.json').read_text())['unranked'] == 1
