@@ -96,10 +96,9 @@ def test_a_killed_run_is_overwritten(inputs, tmp_path):
     assert (a/'vectors.npy').read_bytes() == (b/'vectors.npy').read_bytes()
 
 
-@pytest.mark.parametrize('change', [dict(reduce='svd'), dict(reduce_size='64 '), dict(reduce_size=6.5), dict(reduce_size=-1), dict(pq_parts=0), dict(pq_codes=1), dict(reduce_seed=-1)])
+@pytest.mark.parametrize('change', [dict(reduce='svd'), dict(reduce_size='many'), dict(reduce_size=6.5), dict(reduce_size=-1), dict(pq_parts=0), dict(pq_codes=1), dict(reduce_seed=-1)])
 def test_check_refuses(change):
     (name, _), = change.items()
-    if change == dict(reduce_size='64 '): return stage.check(declared(vars(stage)) | dict(reduce_size=64))
     with pytest.raises(ValueError, match=name): stage.check(declared(vars(stage)) | change)
 
 

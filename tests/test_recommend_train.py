@@ -5,17 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from recx.adapt.stage import small as small_adapt
 from recx.data.dataset import Dataset
 from recx.data.parameters import declared
+from recx.extract.vectors import Vectors
 from recx.recommend import stage
 from recx.recommend.batches import held_out, training_windows
-from recx.recommend.fusion import FUSIONS, Adapted
+from recx.recommend.fusion import FUSIONS
 from recx.recommend.losses import LOSSES
 from recx.recommend.ranking import hr, ndcg, target_ranks
 from recx.recommend.stage import check, item_vectors, load_model, make_model, run, small
@@ -23,6 +24,15 @@ from recx.recommend.train import Diverged, answer, batch_loss, train
 
 SETTINGS = dict(loss='ce', negatives=16, gbce_t=.75, gate_balance=.01, learning_rate=.01, weight_decay=0., batch_tokens=256, epochs=25, patience=25, validate_every=1, seed=0)
 SMALL = declared(vars(stage)) | dict(embedding_size=16, max_length=8, dropout=.1, null_size=8, adapter_hidden=8)
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    "A folder with small inputs: data, and vectors of 32 coordinates."
+    folder = tmp_path_factory.mktemp('recommend')
+    small_adapt(folder/'adapt', reduce='pca', reduce_size=32)
+    small(folder/'ids', epochs=3, embedding_size=16, seed=1)
+    return folder
 
 
 def checkerboard(users=40, items=20, length=9):
@@ -113,16 +123,16 @@ def test_the_filling_has_no_gradient():
     assert a == b and torch.equal(grad_a, grad_b)
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path):
-    runs = [small(tmp_path/name, epochs=3, embedding_size=16, seed=seed) for name, seed in (('a', 1), ('b', 1), ('c', 2))]
+def test_the_same_seed_gives_the_same_bytes(base):
+    runs = [base/'ids', *(small(base/name, epochs=3, embedding_size=16, seed=seed) for name, seed in (('b', 1), ('c', 2)))]
     models = [(r/'model.safetensors').read_bytes() for r in runs]
     ranks = [pd.read_parquet(r/'per_user.parquet') for r in runs]
     assert models[0] == models[1] and ranks[0].equals(ranks[1]) and models[0] != models[2]
 
 
-def test_what_the_stage_writes(tmp_path):
-    folder = small(tmp_path/'arm', epochs=3, embedding_size=16)
-    data, per_user, shown = Dataset.load(tmp_path/'data'), *(pd.read_parquet(folder/f'{n}.parquet') for n in ('per_user', 'exposure'))
+def test_what_the_stage_writes(base):
+    folder = base/'ids'
+    data, per_user, shown = Dataset.load(base/'data'), *(pd.read_parquet(folder/f'{n}.parquet') for n in ('per_user', 'exposure'))
     held = data.events[data.events.split != 'train']
     assert len(per_user) == len(held) and set(zip(per_user.user, per_user.item, per_user.split)) == set(zip(held.user, held.item, held.split))
     assert per_user['rank'].between(1, len(data.items)).all() and shown.item.tolist() == data.item_ids.tolist()
@@ -134,33 +144,22 @@ def test_what_the_stage_writes(tmp_path):
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)
-def test_a_stored_model_answers_as_it_did(fusion, tmp_path):
-    folder = small(tmp_path/'arm', epochs=1, embedding_size=16, null_size=8, fusion=fusion, adapter='moe', **({} if fusion != 'init' else dict(embedding_size=adapt_size(tmp_path))))
-    data, (model, items) = Dataset.load(tmp_path/'data'), load_model(folder)
+def test_a_stored_model_answers_as_it_did(fusion, base):
+    folder = small(base/f'stored-{fusion}', epochs=1, embedding_size=32, null_size=8, fusion=fusion, adapter='moe')
+    data, (model, items) = Dataset.load(base/'data'), load_model(folder)
     held = held_out(*data.codes(), 2, 50)
     stored = pd.read_parquet(folder/'per_user.parquet').query("split == 'test'")['rank'].to_numpy()
     assert items.tolist() == data.item_ids.tolist() and (target_ranks(*answer(model, held), held) == stored).all()
     assert (folder/'gates.parquet').exists() == (fusion in ('replace', 'add', 'concat'))
 
 
-def adapt_size(base):
-    from recx.adapt.stage import small as small_adapt
-    from recx.extract.vectors import Vectors
-    return Vectors.load(small_adapt(base/'adapt')).size
-
-
-def test_vectors_are_joined_by_id_and_placebos_by_seed(tmp_path):
-    from recx.extract.vectors import Vectors
-    size = adapt_size(tmp_path)
-    folder = small(tmp_path/'arm', epochs=1, embedding_size=16, fusion='replace')
-    data, inputs = Dataset.load(tmp_path/'data'), dict(vectors=tmp_path/'adapt')
-    vectors = Vectors.load(tmp_path/'adapt')
+def test_vectors_are_joined_by_id_and_placebos_by_seed(base, tmp_path):
+    data, inputs, vectors = Dataset.load(base/'data'), dict(vectors=base/'adapt'), Vectors.load(base/'adapt')
     order = np.random.default_rng(0).permutation(len(vectors))
-    (tmp_path/'mixed').mkdir()
-    Vectors(vectors.rows.iloc[order], vectors.matrix[order]).save(tmp_path/'mixed')
+    Vectors(vectors.rows.iloc[order], vectors.matrix[order]).save(tmp_path)
     params = SMALL | dict(fusion='replace')
     real = item_vectors(params, inputs, data)
-    assert real.shape == (len(data.items), size) and (item_vectors(params, dict(vectors=tmp_path/'mixed'), data) == real).all()
+    assert real.shape == (len(data.items), 32) and (item_vectors(params, dict(vectors=tmp_path), data) == real).all()
     shuffled = [item_vectors(params | dict(placebo='shuffled', seed=s), inputs, data) for s in (0, 0, 1)]
     assert (shuffled[0] == shuffled[1]).all() and (shuffled[0] != shuffled[2]).any() and (shuffled[0] != real).any()
     assert np.allclose(np.sort(shuffled[0], 0), np.sort(real, 0))
@@ -170,12 +169,10 @@ def test_vectors_are_joined_by_id_and_placebos_by_seed(tmp_path):
     with pytest.raises(ValueError, match='fusion=id'): item_vectors(params, {}, data)
 
 
-def test_a_diverging_run_stops_and_leaves_no_result(tmp_path):
-    small(tmp_path/'arm', epochs=1)
-    (tmp_path/'bad').mkdir()
+def test_a_diverging_run_stops_and_leaves_no_result(base, tmp_path):
     with pytest.raises((Diverged, FloatingPointError), match='lower learning_rate'):
-        run(declared(vars(stage)) | dict(learning_rate=1e9, epochs=200, patience=200, batch_tokens=64), dict(data=tmp_path/'data'), tmp_path/'bad')
-    assert not list((tmp_path/'bad').glob('*.json')) and not list((tmp_path/'bad').glob('*.parquet'))
+        run(declared(vars(stage)) | dict(learning_rate=1e9, epochs=200, patience=200, batch_tokens=64), dict(data=base/'data'), tmp_path)
+    assert not list(tmp_path.glob('*.json')) and not list(tmp_path.glob('*.parquet'))
 
 
 def test_the_last_good_checkpoint_survives_a_divergence(tmp_path, monkeypatch):
@@ -189,21 +186,21 @@ def test_the_last_good_checkpoint_survives_a_divergence(tmp_path, monkeypatch):
     assert len(state['curve']) >= 1 and all(torch.isfinite(v).all() for v in state['model'].values())
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    small(tmp_path/'whole', epochs=40, patience=40, embedding_size=16)
-    params = declared(vars(stage)) | dict(epochs=40, patience=40, embedding_size=16)
-    code = f"from recx.recommend.stage import run; run({params!r}, dict(data={str(tmp_path/'data')!r}), {str(tmp_path/'killed')!r})"
-    (tmp_path/'killed').mkdir()
+def test_killed_and_resumed_equals_uninterrupted(base, tmp_path):
+    params = SMALL | dict(epochs=15, patience=15, batch_tokens=256)
+    code = f"from recx.recommend.stage import run; run({params!r}, dict(data={str(base/'data')!r}), {str(tmp_path)!r})"
     process = subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(OMP_NUM_THREADS='1'))
-    file, end = tmp_path/'killed'/'checkpoint'/'last.pt', time.time() + 120
+    file, end = tmp_path/'checkpoint'/'last.pt', time.time() + 120
     while not file.exists() and process.poll() is None and time.time() < end: time.sleep(.005)
     assert file.exists()
     process.send_signal(signal.SIGKILL); process.wait()
-    assert not (tmp_path/'killed'/'summary.json').exists()
-    run(params, dict(data=tmp_path/'data'), tmp_path/'killed')
-    a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('whole', 'killed'))
+    assert not (tmp_path/'summary.json').exists()
+    run(params, dict(data=base/'data'), tmp_path)
+    (base/'whole').mkdir()
+    run(params, dict(data=base/'data'), base/'whole')
+    a, b = (load_file(folder/'model.safetensors') for folder in (base/'whole', tmp_path))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert (pd.read_parquet(tmp_path/'whole'/'curve.parquet').loss == pd.read_parquet(tmp_path/'killed'/'curve.parquet').loss).all()
+    assert (pd.read_parquet(base/'whole'/'curve.parquet').loss == pd.read_parquet(tmp_path/'curve.parquet').loss).all()
 
 
 @pytest.mark.parametrize('change, says', [
@@ -214,17 +211,15 @@ def test_bad_parameters_are_refused_by_name(change, says):
     with pytest.raises(ValueError, match=says): check(declared(vars(stage)) | change)
 
 
-def test_lists_longer_than_the_catalogue_and_widths_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match='list_size=1000'): small(tmp_path/'arm', list_size=1000)
-    with pytest.raises(ValueError, match='reduce'): small(tmp_path/'other', fusion='init', embedding_size=7)
+def test_lists_longer_than_the_catalogue_and_widths_that_do_not_fit(base):
+    with pytest.raises(ValueError, match='list_size=1000'): small(base/'long', list_size=1000)
+    with pytest.raises(ValueError, match='reduce'): small(base/'narrow', fusion='init', embedding_size=8)
 
 
-def test_a_user_without_an_earlier_event_is_counted_not_ranked(tmp_path):
-    small(tmp_path/'arm', epochs=1)
-    data = Dataset.load(tmp_path/'data')
+def test_a_user_without_an_earlier_event_is_counted_not_ranked(base, tmp_path):
+    data = Dataset.load(base/'data')
     events = pd.concat([data.events, pd.DataFrame(dict(user=['newcomer'], item=[data.item_ids[0]], time=[2_000_000_000], value=[1.], split=['test']))], ignore_index=True)
     users = pd.concat([data.users, pd.DataFrame(dict(user=['newcomer']))], ignore_index=True).fillna('unknown')
-    (tmp_path/'new').mkdir(); (tmp_path/'out').mkdir()
-    Dataset(data.items, users, events, data.card).save(tmp_path/'new')
-    run(declared(vars(stage)) | dict(epochs=1), dict(data=tmp_path/'new'), tmp_path/'out')
-    assert json.loads((tmp_path/'out'/'summary.json').read_text())['unranked'] == 1
+    Dataset(data.items, users, events, data.card).save(tmp_path)
+    run(SMALL | dict(epochs=1), dict(data=tmp_path), tmp_path)
+    assert json.loads((tmp_path/'summary.json').read_text())['unranked'] == 1

@@ -119,7 +119,8 @@ class MoEAdapter(Adapter):
         if self.training and self.noise: logits = logits + torch.randn_like(logits)*self.noise*F.softplus(x @ self.gate_noise)
         gates = mix(logits, self.top_k)
         self.last = imbalance(logits, gates if self.top_k else None) if self.training else None
-        hidden = x[:, None] if self.linear else F.gelu(torch.einsum('ni,eih->neh', x, self.weight1) + self.bias1)
+        if self.linear: return torch.einsum('ne,neo->no', gates, torch.einsum('ni,eio->neo', x, self.weight2) + self.bias2)
+        hidden = F.gelu(torch.einsum('ni,eih->neh', x, self.weight1) + self.bias1)
         return (hidden*gates[:, :, None]).flatten(1) @ self.weight2.flatten(0, 1) + gates @ self.bias2
 
     def gates(self,

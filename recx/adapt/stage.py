@@ -31,8 +31,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
-    check_reduce(**params)
+    check_reduce(**{name: typed(name, params[name], type(default)) for name, default in declared(globals()).items()})
 
 # %% ../../nbs/4_adapt/0_stage.ipynb #427c044d
 def external(
