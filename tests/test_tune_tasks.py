@@ -64,9 +64,10 @@ def test_choices_hold_one_right_answer():
         assert not right[row.question] & set(row.choices[1:])
 
 
-def test_nothing_to_ask_is_said():
+def test_where_nothing_can_be_asked_there_are_no_questions():
     data = SimpleNamespace(items=pd.DataFrame(dict(item=['a', 'b'], title=['A', 'B'])), events=pd.DataFrame(dict(user=['u', 'v'], item=['a', 'b'], split='train')), card=dict(text_columns=['title']))
-    with pytest.raises(ValueError, match="tuning"): sft_examples(data, dict(a='A', b='B'), 'encoder')
+    examples = sft_examples(data, dict(a='A', b='B'), 'encoder')
+    assert examples.empty and examples.held.all()
 
 
 @settings(max_examples=40, deadline=None)

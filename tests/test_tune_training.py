@@ -1,6 +1,7 @@
 "Tuning is resumable to the last bit, the same in parts and over processes, and stops at what is not a number."
 import json, os, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,9 +181,18 @@ def test_unknown_layers_are_refused_with_those_there_are(place):
     with pytest.raises(ValueError, match='lora_targets.*q_proj'): run(place, place/'targets', lora_targets='query')
 
 
+def test_sft_with_nothing_to_ask_is_refused_and_cpt_is_not(place, tmp_path):
+    data = Dataset.load(place/'data')
+    mute = SimpleNamespace(items=data.items[['item', 'title']], events=data.events.drop_duplicates('user'), card=dict(text_columns=['title']))
+    texts = pd.DataFrame(dict(id=data.item_ids, kind='item', text=data.items.title))
+    def go(tuning): return tune(load_encoder(str(place/'tiny-llama'), device='cpu', precision='fp32'), texts, mute, PARAMS | dict(tuning=tuning), tmp_path, progress=False)[1]
+    with pytest.raises(ValueError, match="tuning='sft'.*nothing to ask"): go('sft')
+    assert go('cpt')['sft_questions'] == {}
+
+
 @pytest.mark.skipif(not STORIES.is_dir(), reason='the model of stories is not here')
 def test_a_trained_decoder_learns_the_catalogue(place, tmp_path):
     data = Dataset.load(place/'data')
     texts = pd.DataFrame(dict(id=data.item_ids, kind='item', text=flatten_items(data.items, data.card['text_columns'])))
-    _, said = tune(load_encoder(str(STORIES), device='cpu', precision='fp32'), texts, data, PARAMS | dict(tuning='cpt', cpt_steps=25, tune_batch_tokens=1024, tune_learning_rate=5e-3, checkpoint_every=25), tmp_path, progress=False)
+    _, said = tune(load_encoder(str(STORIES), device='cpu', precision='fp32'), texts, data, PARAMS | dict(tuning='cpt', cpt_steps=15, tune_batch_tokens=512, tune_learning_rate=5e-3, checkpoint_every=25), tmp_path, progress=False)
     assert said['after']['held_loss'] < .9*said['before']['held_loss'] and said['head'] == 'of the model'

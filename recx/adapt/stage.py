@@ -12,9 +12,7 @@ from pathlib import Path
 from .inspect import inspect
 from .reduce import check_reduce, fit_reduce
 from ..data.dataset import Dataset
-from ..data.parameters import declared, typed
-from ..data.stage import small as small_data
-from ..extract.stage import small as small_extract
+from ..data.parameters import declared, typed, small_of
 from ..extract.vectors import Vectors
 
 # %% ../../nbs/4_adapt/0_stage.ipynb #c417a7a9
@@ -76,8 +74,8 @@ def small(
     "A smoke-sized adapt artefact, for tests and for the notebooks of later stages."
     params, out = declared(globals()) | changes, Path(out)
     data, extract = out.parent/'data', out.parent/'extract'
-    if not data.exists(): small_data(data)
-    if not extract.exists(): small_extract(extract)
+    if not data.exists(): small_of('data')(data)
+    if not extract.exists(): small_of('extract')(extract)
     out.mkdir(parents=True, exist_ok=True)
     check(params)
     return run(params, dict(data=data, vectors=extract), out)

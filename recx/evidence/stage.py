@@ -19,9 +19,7 @@ import pandas as pd
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #72bdeddf
 from ..data.dataset import Dataset
-from ..data.parameters import declared, known, one_of, typed, within
-from ..adapt.stage import small as small_adapt
-from ..recommend.stage import small as small_recommend
+from ..data.parameters import declared, known, one_of, typed, within, small_of
 from .compare import compare, comparisons_of, family_of
 from .figures import draw, encode
 from .metrics import check_cutoffs, exposure_metrics, parse_metric, per_user
@@ -357,8 +355,8 @@ def small_inputs(
 ) -> dict: # of `run`
     "Trained runs of the toy arms."
     folder = Path(folder)
-    if not (folder/'adapt').exists(): small_adapt(folder/'adapt', reduce='pca', reduce_size=16)
-    made = {f'{arm}/{seed}': small_recommend(folder/f'run-{i}-{seed}', seed=seed, embedding_size=16, **changes) for i, (arm, changes) in enumerate(SMALL.items()) for seed in range(seeds)}
+    if not (folder/'adapt').exists(): small_of('adapt')(folder/'adapt', reduce='pca', reduce_size=16)
+    made = {f'{arm}/{seed}': small_of('recommend')(folder/f'run-{i}-{seed}', seed=seed, embedding_size=16, **changes) for i, (arm, changes) in enumerate(SMALL.items()) for seed in range(seeds)}
     return dict(data=folder/'data') | made
 
 def small_study() -> dict:

@@ -88,18 +88,17 @@ def title_examples(
 # %% ../../nbs/3_extract/5_tasks.ipynb #0b62451d
 def next_examples(
     histories: dict, # of `train_histories`
-    names: dict, # item → what a question calls it
-    answers: dict, # item → what an answer calls it
+    names: dict, # item → how it is called
     seed: int = 0,
     places: int = 4, # per user at most
-    window: int = 5, # items of the past that a question tells
+    window: int = 4, # items of the past that a question tells
 ) -> list[dict]:
     "Questions for the next item; those of held-out users are held."
     out, rng = [], random.Random(seed)
     for user, history in histories.items():
         for at in sorted(rng.sample(range(1, len(history)), min(places, len(history) - 1))) if len(history) > 1 else ():
             past = [names[i] for i in history[max(0, at - window):at]]
-            out.append(example('next', answers[history[at]], history[at], is_held(user, seed), history='; '.join(past)))
+            out.append(example('next', names[history[at]], history[at], is_held(user, seed), history='; '.join(past)))
     return out
 
 # %% ../../nbs/3_extract/5_tasks.ipynb #b3adde79
@@ -140,8 +139,7 @@ def strangers(
 # %% ../../nbs/3_extract/5_tasks.ipynb #f2a4ff20
 def together_examples(
     histories: dict, # of `train_histories`
-    names: dict, # item → what a question calls it
-    answers: dict, # item → what an answer calls it
+    names: dict, # item → how it is called
     kind: str, # 'encoder' or 'decoder'
     seed: int = 0,
     most: int = 3_000, # strongest pairs used
@@ -152,7 +150,7 @@ def together_examples(
     out = []
     for a, b, other in zip(chosen['first'], chosen['second'], strangers(pairs, chosen, histories)):
         held = is_held(f'{min(a, b)} {max(a, b)}', seed)
-        if kind == 'encoder': out.append(example('partner', answers[b], b, held, first=names[a]))
+        if kind == 'encoder': out.append(example('partner', names[b], b, held, first=names[a]))
         elif other is not None:
             out += [example('together', word, word, held, options=('yes', 'no'), first=names[a], second=names[c]) for c, word in ((b, 'yes'), (other, 'no'))]
     return out
@@ -164,17 +162,16 @@ def sft_examples(
     kind: str, # 'encoder' or 'decoder'
     seed: int = 0,
     per_task: int = 3_000, # examples kept of each task
-) -> pd.DataFrame: # task, question, about, answer, key, held, options
+) -> pd.DataFrame: # task, question, about, answer, key, held, options; no rows where neither catalogue nor log has anything to ask
     "The question–answer pairs of a catalogue and its training events."
     items = dataset.items
     columns = list(dataset.card.get('text_columns') or [c for c in items.columns if c != Col.ITEM])
-    names = {i: clean_value(t) or item_texts[i] for i, t in zip(items[Col.ITEM], items[columns[0]])}
-    histories, answers = train_histories(dataset), item_texts if kind == 'encoder' else names
-    made = [attribute_examples(items, columns, seed), title_examples(items, columns, seed), next_examples(histories, names, answers, seed), together_examples(histories, names, answers, kind, seed, per_task)]
+    histories = train_histories(dataset)
+    names = item_texts if kind == 'encoder' else {i: clean_value(t) or item_texts[i] for i, t in zip(items[Col.ITEM], items[columns[0]])}
+    made = [attribute_examples(items, columns, seed), title_examples(items, columns, seed), next_examples(histories, names, seed), together_examples(histories, names, kind, seed, per_task)]
     rng = random.Random(seed)
     rows = [row for task in made for row in (task if len(task) <= per_task else rng.sample(task, per_task))]
-    if not rows: raise ValueError("tuning: the catalogue has fewer than two attributes per item and the log no training history of two events, so that there is nothing to ask; use tuning='cpt' or 'frozen'")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=['task', 'question', 'about', 'answer', 'key', 'held', 'options']).astype(dict(held=bool))
 
 # %% ../../nbs/3_extract/5_tasks.ipynb #a72a0fda
 def with_choices(

@@ -48,7 +48,7 @@ def check_tune(
     within('tune_learning_rate', params['tune_learning_rate'], 1e-8, .1)
     within('tune_batch_tokens', params['tune_batch_tokens'], 64, why='since a step holds at least two texts')
     within('contrast_temperature', params['contrast_temperature'], .001, 10)
-    within('tune_seed', params['tune_seed'], 0)
+    within('tune_seed', params['tune_seed'], 0, 2**31 - 1)
 
 # %% ../../nbs/3_extract/7_tune.ipynb #6d4f843f
 def limit(
@@ -265,7 +265,7 @@ def train_phase(
     model, prepared = accelerator.prepare(tuner, optimiser)
     for step, batch in enumerate(islice(lesson, start, steps), start):
         begun = time.perf_counter()
-        torch.manual_seed(hash((params['tune_seed'], place, step, accelerator.process_index)) % 2**63)
+        torch.manual_seed(int(np.random.SeedSequence([params['tune_seed'], place, step, accelerator.process_index]).generate_state(1, np.uint64)[0] >> 1))
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, steps, rate)
         loss = train_step(accelerator, model, prepared, batch, params['tune_accumulate'])
         if not math.isfinite(loss):
@@ -410,8 +410,9 @@ def run_key(
     params: dict,
 ) -> str: # 16 hex digits
     "What a checkpoint must agree with to be continued: parameters, model, texts, training events."
-    about = [{k: params[k] for k in (*TUNE_PARAMETERS, 'pooling')}, SFT_VERSION, encoder.name, encoder.kind, str(encoder.dtype), texts.id.tolist(), texts.text.tolist(), dataset.events[['user', 'item', 'split']].values.tolist()]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    about = [{k: params[k] for k in (*TUNE_PARAMETERS, 'pooling')}, SFT_VERSION, encoder.name, encoder.kind, str(encoder.dtype)]
+    tables = (pd.util.hash_pandas_object(t, index=False).to_numpy().tobytes() for t in (texts[['id', 'text']], dataset.events[['user', 'item', 'split']].astype(str)))
+    return hashlib.sha256(b''.join([json.dumps(about).encode(), *tables])).hexdigest()[:16]
 
 # %% ../../nbs/3_extract/7_tune.ipynb #3215e19d
 def report(
@@ -470,7 +471,10 @@ def prepare(
     if accelerator.num_processes > 1: encoder.device = accelerator.device; encoder.model.to(encoder.device)
     wants = PHASES[params['tuning']]
     head = language_head(encoder, params['tune_seed']) if 'cpt' in wants or encoder.kind == 'decoder' and 'sft' in wants else None
+    if encoder.kind == 'decoder' and encoder.tokenizer.eos_token is None: raise ValueError(f"tuning={params['tuning']!r}: the tokenizer of decoder {encoder.name!r} has no end token to close a text with; set eos_token in its tokenizer_config.json")
     examples = sft_examples(dataset, dict(zip(texts.id, texts.text)), encoder.kind, params['tune_seed'])
+    if 'sft' in wants and examples.held.all():
+        raise ValueError(f"tuning={params['tuning']!r}: there is nothing to ask, since no item has two attributes and no user two training events (or all are held out); use tuning='cpt' or 'frozen'")
     body = add_lora(encoder, params['lora_rank'], params['lora_alpha'], params['lora_dropout'], params['lora_targets'], params['tune_seed'])
     if parameter_counts(encoder.model)[1] > BIG: encoder.model.gradient_checkpointing_enable(dict(use_reentrant=False))
     return Tuner(encoder, body, head, params['pooling'], params['contrast_temperature']), examples
