@@ -107,8 +107,8 @@ def test_the_papermill_engine_leaves_the_executed_notebook_and_the_same_result(s
 
 def test_a_stage_that_fails_says_so_in_its_own_words(store):
     from recx.run.engine import StageError
-    node = chain(dict(SMALL, fusion='id', learning_rate=1e30, epochs=3))
-    with pytest.raises(StageError, match='learning_rate'): ensure(node, 'papermill')
+    node = chain(dict(SMALL, fusion='id', list_size=5000))
+    with pytest.raises(StageError, match='list_size'): ensure(node, 'papermill')
     assert not done(folder_of(node)) and done(folder_of(node.inputs['data']))
 
 

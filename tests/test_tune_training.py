@@ -12,8 +12,10 @@ from recx.data.stage import small
 from recx.extract import tune as module
 from recx.extract.encode import encode
 from recx.extract.encoders import load_encoder, tiny_decoder
+from recx.extract.lora import load_adapter
 from recx.extract.tune import check_tune, last_checkpoint, tune
 from recx.text.flatten import flatten_items
+from recx.text.texts import make_texts, save_texts
 
 PARAMS = dict(pooling='mean', tuning='cpt+sft', lora_rank=4, lora_alpha=16, lora_dropout=.1, lora_targets='', cpt_steps=4, sft_steps=4, scft_steps=4, tune_learning_rate=2e-3, tune_batch_tokens=256,
               tune_accumulate=1, attribute_dropout=.4, contrast_temperature=.05, tune_seed=0, checkpoint_every=2)
@@ -196,3 +198,16 @@ def test_a_trained_decoder_learns_the_catalogue(place, tmp_path):
     texts = pd.DataFrame(dict(id=data.item_ids, kind='item', text=flatten_items(data.items, data.card['text_columns'])))
     _, said = tune(load_encoder(str(STORIES), device='cpu', precision='fp32'), texts, data, PARAMS | dict(tuning='cpt', cpt_steps=15, tune_batch_tokens=512, tune_learning_rate=5e-3, checkpoint_every=25), tmp_path, progress=False)
     assert said['after']['held_loss'] < .9*said['before']['held_loss'] and said['head'] == 'of the model'
+
+
+def test_the_program_leaves_a_model_folder(place, whole, capsys):
+    save_texts(make_texts(Dataset.load(place/'data').item_ids, flatten_items(Dataset.load(place/'data').items, Dataset.load(place/'data').card['text_columns']), 1, 0, kind='item', source='flatten'), place)
+    given = [f'{k}={v}' for k, v in PARAMS.items()] + [f"encoder={place/'tiny-llama'}", 'encode_device=cpu', 'precision=fp32']
+    module.main([str(place/'data'), str(place), str(place/'program'), *given])
+    assert set(json.loads(capsys.readouterr().out)) == {'before', 'after', 'phases'}
+    merged, plain = (load_encoder(str(p), device='cpu', precision='fp32') for p in (place/'program'/'model', place/'tiny-llama'))
+    texts = ['title: Something', 'title: Something else']
+    np.testing.assert_allclose(encode(merged, texts, progress=False), encode(load_adapter(plain, whole/'tuned'), texts, progress=False), atol=1e-4)
+    with pytest.raises(ValueError, match='cpt_steps'): module.main([str(place/'data'), str(place), str(place/'program'), 'cpt_stes=1'])
+    with pytest.raises(SystemExit, match='frozen'): module.main([str(place/'data'), str(place), str(place/'program'), 'tuning=frozen'])
+    with pytest.raises(SystemExit, match='usage'): module.main([])

@@ -13,14 +13,12 @@ import json, shutil, time
 from pathlib import Path
 import pandas as pd
 from ..data.dataset import Dataset
-from ..data.parameters import declared, one_of, typed, within
-from ..data.stage import small as small_data
+from ..data.parameters import declared, one_of, typed, within, small_of
 from .encode import encode
 from .encoders import PRECISIONS, load_encoder, model_kind, pick_device, read_config
 from .pooling import POOLINGS
 from .tune import check_tune, tune
 from .vectors import Vectors, mean_cosine, named
-from ..text.stage import small as small_text
 from ..text.texts import NO_TEXT, load_texts, text_hash
 from ..text.tokens import model_digest, model_folder, model_name
 
@@ -128,8 +126,8 @@ def small(
     "A smoke-sized extract artefact, for tests and for the notebooks of later stages."
     params, out = declared(globals()) | changes, Path(out)
     data, text = out.parent/'data', out.parent/'text'
-    if not data.exists(): small_data(data)
-    if not text.exists(): small_text(text)
+    if not data.exists(): small_of('data')(data)
+    if not text.exists(): small_of('text')(text)
     out.mkdir(parents=True, exist_ok=True)
     check(params)
     return run(params, dict(data=data, text=text), out)

@@ -8,8 +8,7 @@ __all__ = ['describe', 'text_columns', 'max_tokens', 'tokenizer', 'inputs', 'out
 # %% ../../nbs/2_text/0_stage.ipynb #3dfa7569
 from pathlib import Path
 from ..data.dataset import Dataset
-from ..data.parameters import declared, one_of, typed, within
-from ..data.stage import small as small_data
+from ..data.parameters import declared, one_of, typed, within, small_of
 from .flatten import DESCRIBERS
 from .texts import load_texts, save_texts, summarise_texts
 from .tokens import model_digest, model_folder
@@ -62,7 +61,7 @@ def small(
     "A smoke-sized text artefact, for tests and for the notebooks of later stages."
     params, out = declared(globals()) | changes, Path(out)
     data = out.parent/'data'
-    if not data.exists(): small_data(data)
+    if not data.exists(): small_of('data')(data)
     out.mkdir(parents=True, exist_ok=True)
     check(params)
     return run(params, dict(data=data), out)
