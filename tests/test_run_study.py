@@ -92,6 +92,13 @@ def test_parallel_workers_give_the_bytes_of_a_single_one(store, tmp_path, monkey
     assert parallel == [(folder_of(n)/'per_user.parquet').read_bytes() for n in nodes]
 
 
+@pytest.mark.parametrize('changes', [dict(fusion='replace', adapter='moe', experts=2, placebo='shuffled'), dict(fusion='add', adapter='mlp', scoring='cosine', loss='ce', seed=3), dict(fusion='init', tuning='sft', sft_steps=1, tune_batch_tokens=256, pooling='max')])
+def test_every_stage_notebook_runs_under_parameters_that_are_not_its_defaults(store, changes):
+    node = chain(dict(SMALL, reduce='pca', ties='shuffle', max_tokens=32, **changes))
+    ensure(node, 'papermill')
+    assert all((folder_of(n)/'notebook.ipynb').exists() and done(folder_of(n)) for n in node.upstream())
+
+
 def test_the_papermill_engine_leaves_the_executed_notebook_and_the_same_result(store, tmp_path, monkeypatch):
     node = chain(dict(SMALL, fusion='id'))
     ensure(node, 'papermill')

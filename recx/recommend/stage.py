@@ -20,10 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from ..adapt.adapters import check_adapter, make_adapter
 from ..adapt.placebo import PLACEBOS, make_placebo
-from ..adapt.stage import small as small_adapt
 from ..data.dataset import Col, Dataset
-from ..data.parameters import declared, one_of, typed, within
-from ..data.stage import small as small_data
+from ..data.parameters import declared, one_of, small_of, typed, within
 from ..extract.vectors import Vectors
 from .batches import held_out, training_windows
 from .fusion import FUSIONS, check_widths, make_table
@@ -242,9 +240,9 @@ def small(
     params, out = declared(globals()) | changes, Path(out)
     check(params)
     inputs = dict(data=out.parent/'data')
-    if not inputs['data'].exists(): small_data(inputs['data'])
+    if not inputs['data'].exists(): small_of('data')(inputs['data'])
     if params['fusion'] != 'id':
         inputs['vectors'] = out.parent/'adapt'
-        if not inputs['vectors'].exists(): small_adapt(inputs['vectors'])
+        if not inputs['vectors'].exists(): small_of('adapt')(inputs['vectors'])
     out.mkdir(parents=True, exist_ok=True)
     return run(params, inputs, out)

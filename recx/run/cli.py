@@ -22,6 +22,7 @@ from ..data.card import show
 from ..data.dataset import Dataset
 from ..data.parameters import known
 from ..data.sources import fetch, home
+from .engine import QUIET_KERNEL, printed
 from .stages import STAGES, make_node, module_of, notebook_of, owners
 from .store import provenance, store_folder
 from .study import Result
@@ -69,7 +70,7 @@ def execute(
 ) -> nbformat.NotebookNode: # executed
     "Execute a study notebook with its output shown live; a failure ends the program with its message, not with a page of traceback."
     live = {} if quiet else dict(stdout_file=sys.stdout, stderr_file=sys.stderr)
-    try: return pm.execute_notebook(notebook, str(out), parameters=parameters, kernel_name='python3', progress_bar=False, **live)
+    try: return pm.execute_notebook(notebook, str(out), parameters=parameters, **QUIET_KERNEL, **live)
     except PapermillExecutionError as e: raise SystemExit(f'{e.ename}: {e.evalue}') from None
 
 def until(
@@ -95,8 +96,9 @@ def run_study(
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp)/f'{name}.ipynb'
         if dry_run:
-            plan = execute(until(notebook, 'plan'), out, parameters, quiet=True).cells[-1]
-            print(plan.outputs[-1].data['text/plain'])
+            notebook = until(notebook, 'plan')
+            notebook.cells.append(nbformat.v4.new_code_cell("print(plan(run).to_string(index=False, max_colwidth=70))", metadata=dict(tags=['plain'])))
+            print(printed(execute(notebook, out, parameters, quiet=True), 'plain'))
             return None
         executed = execute(notebook, out, parameters)
         told = next(c for c in executed.cells if 'report' in c.metadata.get('tags', []))
