@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .batches import HeldOut, Windows, token_batches
-from .losses import draw_negatives, gbce_beta, next_item_loss
+from .losses import draw_negatives, fast_products, gbce_beta, next_item_loss
 from .ranking import hr, ndcg, target_ranks
 from .sasrec import Recommender
 
@@ -34,10 +34,11 @@ def batch_loss(
     real = (torch.arange(inputs.shape[1], device=device) < lengths[:, None]).flatten().nonzero()[:, 0]
     target = items[:, 1:].flatten()[real]
     negative = torch.from_numpy(draw_negatives(settings['loss'], n_items, len(target), settings['negatives'], rng)).to(device)
-    if settings['loss'] == 'ce': rows = model.table()
-    else:
+    needed = None
+    if settings['loss'] != 'ce':
         needed, place = torch.unique(torch.cat([inputs.flatten(), target, negative.flatten()]), return_inverse=True)
-        rows, (inputs, target, negative) = model.table(needed), (p.view(t.shape) for p, t in zip(place.split([inputs.numel(), len(target), negative.numel()]), (inputs, target, negative)))
+        inputs, target, negative = (p.view(t.shape) for p, t in zip(place.split([inputs.numel(), len(target), negative.numel()]), (inputs, target, negative)))
+    with fast_products(device): rows = model.table(needed).float()
     hidden = model.backbone(F.embedding(inputs, rows), lengths, rng)
     queries, rows = model.sides(hidden.flatten(0, 1)[real], rows)
     beta = gbce_beta(settings['negatives'], n_items, settings['gbce_t'])
