@@ -120,12 +120,12 @@ def in_worker(
 def ensure_all(
     nodes: list, # recommend nodes
     engine: str = 'papermill',
-    jobs: int = 0, # workers; 0: one per core
+    jobs: int = 0, # workers; 0: one per core for papermill, this process alone for inline
     title: str = '', # of the progress bar
 ) -> None:
     "All `nodes` and what they rest on, `jobs` at a time; what was complete before a failure stays."
     todo = launch_order(list({n.key: n for n in nodes if not done(folder_of(n))}.values()))
-    jobs = min(jobs or os.cpu_count(), max(len(todo), 1))
+    jobs = min(jobs or (os.cpu_count() if engine == 'papermill' else 1), max(len(todo), 1))
     bar = tqdm(total=len(todo), desc=title, disable=not todo)
     with bar:
         if jobs == 1 or len(todo) < 2:
