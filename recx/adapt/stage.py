@@ -12,7 +12,7 @@ from pathlib import Path
 from .inspect import inspect
 from .reduce import check_reduce, fit_reduce
 from ..data.dataset import Dataset
-from ..data.parameters import declared, typed, small_of
+from ..data.parameters import declared, small_of, smoke, typed_all
 from ..extract.vectors import Vectors
 
 # %% ../../nbs/4_adapt/0_stage.ipynb #c417a7a9
@@ -29,7 +29,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
-    check_reduce(**{name: typed(name, params[name], type(default)) for name, default in declared(globals()).items()})
+    check_reduce(**typed_all(params, globals()))
 
 # %% ../../nbs/4_adapt/0_stage.ipynb #427c044d
 def external(
@@ -72,10 +72,4 @@ def small(
     **changes, # parameters that differ from the defaults
 ) -> Path: # `out`
     "A smoke-sized adapt artefact, for tests and for the notebooks of later stages."
-    params, out = declared(globals()) | changes, Path(out)
-    data, extract = out.parent/'data', out.parent/'extract'
-    if not data.exists(): small_of('data')(data)
-    if not extract.exists(): small_of('extract')(extract)
-    out.mkdir(parents=True, exist_ok=True)
-    check(params)
-    return run(params, dict(data=data, vectors=extract), out)
+    return smoke(globals(), out, changes, data='data', vectors='extract')

@@ -13,7 +13,7 @@ from .amazon import amazon_files, amazon_members, read_amazon
 from .card import make_card
 from .dataset import Dataset, Raw
 from .movielens import movielens_files, read_movielens
-from .parameters import declared, one_of, typed, within
+from .parameters import declared, one_of, smoke, typed_all, within
 from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNRESOLVED, SPLIT_BY, TIES, prepare
 from .recbole import read_recbole, recbole_files
 from .sources import fetch, resolve, search, sha256
@@ -83,7 +83,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything is read."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
+    typed_all(params, globals())
     kind, _ = named(params['dataset'], params['dataset_path'])
     if params['catalogue'] == 'all' and kind.startswith('amazon'): raise ValueError("catalogue='all': the metadata of Amazon hold millions of products that nobody in the log has reviewed, and are read for the reviewed ones alone; use catalogue='interacted'")
     for name, options in dict(split_by=SPLIT_BY, ties=TIES, catalogue=CATALOGUE, on_duplicates=ON_DUPLICATES, on_unresolved=ON_UNRESOLVED).items(): one_of(name, params[name], options)
@@ -130,7 +130,4 @@ def small(
     **changes, # parameters that differ from the defaults
 ) -> Path: # `out`
     "A smoke-sized data set, for tests and for the notebooks of later stages."
-    params, out = declared(globals()) | changes, Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    check(params)
-    return run(params, {}, out)
+    return smoke(globals(), out, changes)

@@ -7,9 +7,9 @@ __all__ = ['ADDRESS', 'JINJA', 'TABLE', 'VERDICT', 'D_Z', 'COLUMNS', 'KINDS', 'E
            'SECTIONS', 'Findings', 'homeless', 'without_addresses', 'fill', 'table', 'pairs', 'plain', 'tag', 'called',
            'picture', 'verdict_section', 'two_lines', 'tested_row', 'against_baseline', 'main_table', 'found_at',
            'notes_of', 'arrow', 'grid', 'table_section', 'forest_section', 'stratum_table', 'strata_section',
-           'placebo_section', 'seeds_section', 'curves_section', 'cost_section', 'stage_table', 'beyond_section',
-           'changes', 'trial_row', 'tuning_section', 'data_section', 'settings_section', 'provenance_section',
-           'methods_section', 'facts', 'banner', 'render']
+           'placebo_section', 'seeds_section', 'curves_section', 'cost_section', 'tuning_seconds', 'stage_table',
+           'beyond_section', 'changes', 'trial_row', 'tuning_section', 'data_section', 'settings_section',
+           'provenance_section', 'methods_section', 'facts', 'banner', 'render']
 
 # %% ../../nbs/6_evidence/9_report.ipynb #5330cb72
 import base64, math, re
@@ -285,10 +285,15 @@ def cost_section(f: Findings) -> Markup:
     gain = {r['arm']: percent(r['rel']) for r in against_baseline(f, f.metric)}
     size = f.runs.groupby('arm')[['parameters_trainable', 'parameters_total', 'seconds_train', 'seconds_valid']].mean()
     rows = [[f.label(c['arm']), gain.get(c['arm'], DASH), count(size.parameters_trainable[c['arm']]), count(size.parameters_total[c['arm']]), seconds(size.seconds_train[c['arm']]), seconds(size.seconds_valid[c['arm']]),
-             seconds(c['seconds']), memory(c['peak_memory_mib'])] for c in f.costs.to_dict('records')]
-    note = 'Seconds of one seed, on average. Stages that arms share were computed once and are counted for each. Trials of the tuning are not included.'
+             seconds(c['seconds']), tuning_seconds(f.study['arms'][c['arm']]), memory(c['peak_memory_mib'])] for c in f.costs.to_dict('records')]
+    note = 'Seconds of one seed, on average. Stages that arms share were computed once and are counted for each. Tuning: training and validation of all trials of the arm, paid once; the chosen trial serves as the first seed.'
     if f.costs.seconds.isna().any(): note += ' A dash: an artefact carries no manifest, so its cost is unknown.'
-    return picture(f, 'cost') + table(['arm', 'gain', 'trainable parameters', 'all parameters', 'training', 'validation', 'all stages', 'peak memory'], rows, note, (f.label(f.baseline),), 'cost') + stage_table(f)
+    return picture(f, 'cost') + table(['arm', 'gain', 'trainable parameters', 'all parameters', 'training', 'validation', 'all stages', 'tuning', 'peak memory'], rows, note, (f.label(f.baseline),), 'cost') + stage_table(f)
+
+def tuning_seconds(spec: dict) -> str:
+    "What an arm's trials took together; a dash where that was not recorded."
+    spent = [t.get('seconds') for t in spec.get('trials') or []]
+    return DASH if not spent or None in spent else seconds(sum(spent))
 
 def stage_table(f: Findings) -> Markup:
     "Seconds stage by stage."

@@ -19,7 +19,7 @@ import pandas as pd
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #72bdeddf
 from ..data.dataset import Dataset
-from ..data.parameters import declared, known, one_of, typed, within, small_of
+from ..data.parameters import declared, known, one_of, small_of, typed_all, within
 from .compare import compare, comparisons_of, family_of
 from .figures import draw, encode
 from .metrics import check_cutoffs, exposure_metrics, parse_metric, per_user
@@ -58,7 +58,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse values that no report can be made of."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
+    typed_all(params, globals())
     ks = lengths(params['cutoffs'])
     check_cutoffs(ks, 0)
     if parse_metric(params['primary'])[1] not in ks: raise ValueError(f"primary={params['primary']!r}: its cut-off is not among cutoffs={params['cutoffs']!r}; add it there")

@@ -13,7 +13,7 @@ import json, shutil, time
 from pathlib import Path
 import pandas as pd
 from ..data.dataset import Dataset
-from ..data.parameters import declared, one_of, typed, within, small_of
+from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
 from .encode import encode
 from .encoders import PRECISIONS, load_encoder, model_kind, pick_device, read_config
 from .pooling import POOLINGS
@@ -51,7 +51,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
+    typed_all(params, globals())
     one_of('pooling', params['pooling'], POOLINGS)
     one_of('precision', params['precision'], PRECISIONS)
     within('token_budget', params['token_budget'], 16, why='a batch holds at least one short text')
@@ -124,10 +124,4 @@ def small(
     **changes, # parameters that differ from the defaults
 ) -> Path: # `out`
     "A smoke-sized extract artefact, for tests and for the notebooks of later stages."
-    params, out = declared(globals()) | changes, Path(out)
-    data, text = out.parent/'data', out.parent/'text'
-    if not data.exists(): small_of('data')(data)
-    if not text.exists(): small_of('text')(text)
-    out.mkdir(parents=True, exist_ok=True)
-    check(params)
-    return run(params, dict(data=data, text=text), out)
+    return smoke(globals(), out, changes, data='data', text='text')

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from ..adapt.adapters import check_adapter, make_adapter
 from ..adapt.placebo import PLACEBOS, make_placebo
 from ..data.dataset import Col, Dataset
-from ..data.parameters import declared, one_of, small_of, typed, within
+from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
 from ..extract.vectors import Vectors
 from .batches import held_out, training_windows
 from .fusion import FUSIONS, check_widths, make_table
@@ -73,7 +73,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
+    typed_all(params, globals())
     for name, options in dict(backbone=BACKBONES, fusion=FUSIONS, placebo=PLACEBOS, loss=LOSSES, scoring=('dot', 'cosine'), train_device=('auto', 'cpu', 'cuda')).items(): one_of(name, params[name], options)
     for name, (low, high) in RANGES.items(): within(name, params[name], low, high)
     size = params['embedding_size']
@@ -237,12 +237,5 @@ def small(
     **changes, # parameters that differ from the defaults
 ) -> Path: # `out`
     "A smoke-sized recommend artefact, for tests and for the notebooks of later stages."
-    params, out = declared(globals()) | changes, Path(out)
-    check(params)
-    inputs = dict(data=out.parent/'data')
-    if not inputs['data'].exists(): small_of('data')(inputs['data'])
-    if params['fusion'] != 'id':
-        inputs['vectors'] = out.parent/'adapt'
-        if not inputs['vectors'].exists(): small_of('adapt')(inputs['vectors'])
-    out.mkdir(parents=True, exist_ok=True)
-    return run(params, inputs, out)
+    wants = {} if changes.get('fusion', fusion) == 'id' else dict(vectors='adapt')
+    return smoke(globals(), out, changes, data='data', **wants)

@@ -97,7 +97,7 @@ class Arm:
 
     def said(self) -> dict:
         "What the report tells of the arm."
-        trials = [dict(changes=trial, **{'valid_ndcg@10': valid_score(node)}) for trial, node in zip(self.grid, self.trials())]
+        trials = [dict(changes=trial, seconds=sum(summary(node)[s] for s in ('seconds_train', 'seconds_valid')), **{'valid_ndcg@10': valid_score(node)}) for trial, node in zip(self.grid, self.trials())]
         return dict(changes=self.changes, placebo_of=self.placebo_of, chosen=self.chosen(), trials=trials)
 
 # %% ../../nbs/7_run/4_study.ipynb #03cf805f

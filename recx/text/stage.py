@@ -8,7 +8,7 @@ __all__ = ['describe', 'text_columns', 'max_tokens', 'tokenizer', 'inputs', 'out
 # %% ../../nbs/2_text/0_stage.ipynb #3dfa7569
 from pathlib import Path
 from ..data.dataset import Dataset
-from ..data.parameters import declared, one_of, typed, within, small_of
+from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
 from .flatten import DESCRIBERS
 from .texts import load_texts, save_texts, summarise_texts
 from .tokens import model_digest, model_folder
@@ -26,7 +26,7 @@ def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
-    for name, default in declared(globals()).items(): typed(name, params[name], type(default))
+    typed_all(params, globals())
     one_of('describe', params['describe'], DESCRIBERS)
     within('max_tokens', params['max_tokens'], 8, 131_072, 'since the special tokens and a word must fit')
     columns = [c.strip() for c in params['text_columns'].split(',')]
@@ -59,9 +59,4 @@ def small(
     **changes, # parameters that differ from the defaults
 ) -> Path: # `out`
     "A smoke-sized text artefact, for tests and for the notebooks of later stages."
-    params, out = declared(globals()) | changes, Path(out)
-    data = out.parent/'data'
-    if not data.exists(): small_of('data')(data)
-    out.mkdir(parents=True, exist_ok=True)
-    check(params)
-    return run(params, dict(data=data), out)
+    return smoke(globals(), out, changes, data='data')
