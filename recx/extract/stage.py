@@ -6,7 +6,8 @@
 __all__ = ['encoder', 'pooling', 'token_budget', 'precision', 'encode_device', 'tuning', 'lora_rank', 'lora_alpha',
            'lora_dropout', 'lora_targets', 'cpt_steps', 'sft_steps', 'scft_steps', 'tune_learning_rate',
            'tune_batch_tokens', 'tune_accumulate', 'attribute_dropout', 'contrast_temperature', 'tune_seed',
-           'checkpoint_every', 'inputs', 'out', 'check', 'external', 'item_texts', 'read_out', 'run', 'small']
+           'checkpoint_every', 'inputs', 'out', 'PLACEHOLDERS', 'check', 'external', 'known_texts', 'item_texts',
+           'read_out', 'run', 'small']
 
 # %% ../../nbs/3_extract/0_stage.ipynb #5587e333
 import json, shutil, time
@@ -68,23 +69,34 @@ def external(
     "The language model's configuration, tokenizer and weights, by content."
     return dict(encoder=model_digest(params['encoder']))
 
-# %% ../../nbs/3_extract/0_stage.ipynb #334624be
-def item_texts(
+# %% ../../nbs/3_extract/0_stage.ipynb #586fa44b
+PLACEHOLDERS = dict(item=NO_TEXT, user='unknown user')
+
+def known_texts(
     texts: pd.DataFrame, # of the text stage
     dataset: Dataset,
-) -> pd.DataFrame: # the rows of items, text never empty
-    "The texts of the data set's items, with the placeholder where nothing is known."
-    mine = texts[texts.kind == 'item'].reset_index(drop=True)
-    missing = sorted(set(dataset.item_ids) - set(mine.id))
-    if missing: raise ValueError(f'text: {len(missing)} of {len(dataset.item_ids)} items have no row: {named(missing)}; give the text artefact of the same data set')
-    strange = sorted(set(mine.id) - set(dataset.item_ids))
-    if strange: raise ValueError(f'text: {len(strange)} rows are of items that the data set does not have: {named(strange)}; give the text artefact of the same data set')
-    return mine.assign(text=mine.text.where(mine.text.str.strip() != '', NO_TEXT))
+) -> pd.DataFrame: # the same rows, text never empty
+    "The texts to encode: in every layer all items, or all users, of the data set."
+    if not (texts.kind == 'item').any(): raise ValueError('text: not one row describes an item; give the text artefact of the same data set')
+    for (kind, layer), ids in texts.groupby(['kind', 'layer']).id:
+        wanted, where = set(dataset.item_ids if kind == 'item' else dataset.user_ids), f' in layer {layer}' if layer else ''
+        missing, strange = sorted(wanted - set(ids)), sorted(set(ids) - wanted)
+        if missing: raise ValueError(f'text: {len(missing)} of {len(wanted)} {kind}s have no row{where}: {named(missing)}; give the text artefact of the same data set')
+        if strange: raise ValueError(f'text: {len(strange)} rows{where} are of {kind}s that the data set does not have: {named(strange)}; give the text artefact of the same data set')
+    return texts.assign(text=texts.text.where(texts.text.str.strip() != '', texts.kind.map(PLACEHOLDERS))).reset_index(drop=True)
+
+# %% ../../nbs/3_extract/0_stage.ipynb #334624be
+def item_texts(
+    texts: pd.DataFrame, # of `known_texts`
+) -> pd.DataFrame: # id, text: one row per item
+    "What tuning reads of the items."
+    items = texts[texts.kind == 'item'].sort_values('layer', kind='stable')
+    return items.groupby('id', sort=False).text.agg(' '.join).reset_index()
 
 # %% ../../nbs/3_extract/0_stage.ipynb #3042d2a2
 def read_out(
     model, # Encoder
-    texts: pd.DataFrame, # of `item_texts`
+    texts: pd.DataFrame, # of `known_texts`
     params: dict, # all parameters of this stage
     out: Path, # existing folder; finished chunks lie in it until the end
 ) -> tuple[Vectors, dict]: # and seconds, texts/s
@@ -103,16 +115,16 @@ def run(
     inputs: dict, # data, text: artefact folders
     out: str | Path, # existing folder to write into
 ) -> Path: # `out`, with vectors.npy, vectors.parquet, diagnostics.json, and tuned/ unless frozen
-    "Encode every item, after tuning the model where that is asked for."
+    "Encode every text, after tuning the model where that is asked for."
     out, dataset = Path(out), Dataset.load(inputs['data'])
-    texts = item_texts(load_texts(inputs['text']), dataset)
+    texts = known_texts(load_texts(inputs['text']), dataset)
     model = load_encoder(params['encoder'], params['encode_device'], params['precision'])
     about = dict(model=model.name, kind=model.kind, precision=str(model.dtype).removeprefix('torch.'), device=model.device.type, max_length=model.max_length, advice=model.advice)
     if params['tuning'] != 'frozen':
-        model, measures = tune(model, texts, dataset, params, out)
+        model, measures = tune(model, item_texts(texts), dataset, params, out)
         about |= measures
     vectors, speed = read_out(model, texts, params, out)
-    about |= speed | dict(rows=len(vectors), size=vectors.size, distinct_texts=int(texts.text.nunique()), placeholders=int((texts.text == NO_TEXT).sum()), mean_cosine=mean_cosine(vectors.matrix))
+    about |= speed | dict(rows=len(vectors), size=vectors.size, distinct_texts=int(texts.text.nunique()), placeholders=int(texts.text.isin(PLACEHOLDERS.values()).sum()), mean_cosine=mean_cosine(vectors.matrix))
     (out/'diagnostics.json').write_text(json.dumps(about, indent=1) + '\n')
     vectors.save(out)
     shutil.rmtree(out/'chunks')

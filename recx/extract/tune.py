@@ -532,7 +532,7 @@ def main(
     if params['tuning'] == 'frozen': raise SystemExit(f"tuning='frozen': nothing to tune; give tuning={', '.join(list(PHASES)[1:])}")
     accelerator, out, dataset = Accelerator(device_placement=False), Path(args[2]), Dataset.load(args[0]) # the first makes each process see its own GPU
     out.mkdir(parents=True, exist_ok=True)
-    encoder, said = tune(load_encoder(params['encoder'], params['encode_device'], params['precision']), stage.item_texts(load_texts(args[1]), dataset), dataset, params, out)
+    encoder, said = tune(load_encoder(params['encoder'], params['encode_device'], params['precision']), stage.item_texts(stage.known_texts(load_texts(args[1]), dataset)), dataset, params, out)
     if accelerator.is_main_process:
         encoder.model.save_pretrained(out/'model')
         encoder.tokenizer.save_pretrained(out/'model')

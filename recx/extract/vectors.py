@@ -75,6 +75,21 @@ class Vectors:
         assert (self.rows.id.to_numpy()[found] == wanted.to_numpy()).all()
         return self.matrix[found]
 
+    def layers(self,
+        kind: str = 'item', # 'item' or 'user'
+    ) -> list: # of names, sorted; [''] where there are no layers
+        "The layers in which rows of `kind` are described."
+        return sorted(set(self.rows.layer[self.rows.kind == kind]))
+
+    def joined(self,
+        ids, # wanted, each once, in the order wanted
+        kind: str = 'item', # 'item' or 'user'
+    ) -> np.ndarray: # float32, (len(ids), size times the number of layers)
+        "The vectors of `ids` with their layers side by side, in the order of `layers`."
+        layers = self.layers(kind)
+        if not layers: raise UnknownIds(f'vectors: there is not one row of kind {kind}; extract from texts that describe {kind}s')
+        return np.concatenate([self.align(ids, kind, layer) for layer in layers], axis=1)
+
     def save(self,
         folder: str | Path, # that exists
     ) -> Path: # `folder`

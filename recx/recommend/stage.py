@@ -103,7 +103,7 @@ def item_vectors(
     "The vectors that this arm uses."
     if params['fusion'] == 'id': return None
     if 'vectors' not in inputs: raise ValueError(f"fusion={params['fusion']!r}: needs the input 'vectors', a folder of the adapt stage; or use fusion=id")
-    return make_placebo(params['placebo'], Vectors.load(inputs['vectors']).align(dataset.item_ids), params['seed'], popularity=dataset.item_counts)
+    return make_placebo(params['placebo'], Vectors.load(inputs['vectors']).joined(dataset.item_ids), params['seed'], popularity=dataset.item_counts)
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #1ab60c8f
 def make_model(
