@@ -7,9 +7,9 @@ __all__ = ['ADDRESS', 'JINJA', 'TABLE', 'VERDICT', 'D_Z', 'COLUMNS', 'KINDS', 'E
            'SECTIONS', 'Findings', 'homeless', 'without_addresses', 'fill', 'table', 'pairs', 'plain', 'tag', 'called',
            'picture', 'verdict_section', 'two_lines', 'tested_row', 'against_baseline', 'main_table', 'found_at',
            'notes_of', 'arrow', 'grid', 'table_section', 'forest_section', 'stratum_table', 'strata_section',
-           'placebo_section', 'seeds_section', 'curves_section', 'cost_section', 'tuning_seconds', 'stage_table',
-           'beyond_section', 'changes', 'trial_row', 'tuning_section', 'data_section', 'settings_section',
-           'provenance_section', 'methods_section', 'facts', 'banner', 'render']
+           'placebo_section', 'seeds_section', 'curves_section', 'cost_section', 'tuning_seconds', 'dollars',
+           'stage_table', 'beyond_section', 'changes', 'trial_row', 'tuning_section', 'data_section',
+           'settings_section', 'provenance_section', 'methods_section', 'facts', 'banner', 'render']
 
 # %% ../../nbs/6_evidence/9_report.ipynb #5330cb72
 import base64, math, re
@@ -34,7 +34,7 @@ class Findings:
     gate: dict # of `recx.evidence.reference.baseline_gate`
     card: dict # data card
     runs: pd.DataFrame # arm, seed, stopped, epochs, best_epoch, valid, value, parameters_trainable, parameters_total, seconds_train, seconds_valid
-    costs: pd.DataFrame # arm, seconds, peak_memory_mib, one column of seconds per stage
+    costs: pd.DataFrame # arm, seconds, peak_memory_mib, money, tokens, one column of seconds per stage
     artefacts: pd.DataFrame # stage, key, used_by, seconds, peak_memory_mib, started
     beyond: pd.DataFrame # arm, then one column per measure beyond accuracy
     provenance: dict # versions, git, machine
@@ -285,19 +285,23 @@ def cost_section(f: Findings) -> Markup:
     gain = {r['arm']: percent(r['rel']) for r in against_baseline(f, f.metric)}
     size = f.runs.groupby('arm')[['parameters_trainable', 'parameters_total', 'seconds_train', 'seconds_valid']].mean()
     rows = [[f.label(c['arm']), gain.get(c['arm'], DASH), count(size.parameters_trainable[c['arm']]), count(size.parameters_total[c['arm']]), seconds(size.seconds_train[c['arm']]), seconds(size.seconds_valid[c['arm']]),
-             seconds(c['seconds']), tuning_seconds(f.study['arms'][c['arm']]), memory(c['peak_memory_mib'])] for c in f.costs.to_dict('records')]
-    note = 'Seconds of one seed, on average. Stages that arms share were computed once and are counted for each. Tuning: training and validation of all trials of the arm, paid once; the chosen trial serves as the first seed.'
+             seconds(c['seconds']), tuning_seconds(f.study['arms'][c['arm']]), memory(c['peak_memory_mib']), count(c['tokens']), dollars(c['money'])] for c in f.costs.to_dict('records')]
+    note = 'Seconds of one seed, on average. Stages that arms share were computed once and are counted for each. Tuning: training and validation of all trials of the arm, paid once; the chosen trial serves as the first seed. Tokens and money: of the language model behind an interface whose answers the arm rests on, whenever they were paid for; models that run here cost seconds.'
     if f.costs.seconds.isna().any(): note += ' A dash: an artefact carries no manifest, so its cost is unknown.'
-    return picture(f, 'cost') + table(['arm', 'gain', 'trainable parameters', 'all parameters', 'training', 'validation', 'all stages', 'tuning', 'peak memory'], rows, note, (f.label(f.baseline),), 'cost') + stage_table(f)
+    return picture(f, 'cost') + table(['arm', 'gain', 'trainable parameters', 'all parameters', 'training', 'validation', 'all stages', 'tuning', 'peak memory', 'tokens', 'money'], rows, note, (f.label(f.baseline),), 'cost') + stage_table(f)
 
 def tuning_seconds(spec: dict) -> str:
     "What an arm's trials took together; a dash where that was not recorded."
     spent = [t.get('seconds') for t in spec.get('trials') or []]
     return DASH if not spent or None in spent else seconds(sum(spent))
 
+def dollars(value: float) -> str:
+    "Money in US dollars, cents at least."
+    return '0' if not value else f'${value:,.2f}' if value >= .1 else f'${value:.4f}'
+
 def stage_table(f: Findings) -> Markup:
     "Seconds stage by stage."
-    stages = [c for c in f.costs.columns if c not in ('arm', 'seconds', 'peak_memory_mib')]
+    stages = [c for c in f.costs.columns if c not in ('arm', 'seconds', 'peak_memory_mib', 'money', 'tokens')]
     rows = [[f.label(c['arm']), *(seconds(c[s]) for s in stages)] for c in f.costs.to_dict('records')]
     return fill('<h3>Seconds by stage</h3>{{ t }}', t=table(['arm', *stages], rows, marked=(f.label(f.baseline),), caption='seconds by stage'))
 

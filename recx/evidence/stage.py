@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['primary', 'cutoffs', 'alpha', 'bootstrap', 'flips', 'strata_by', 'evidence_seed', 'study', 'inputs', 'out', 'KEY',
            'ORDER', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in', 'completed', 'numbered',
-           'held_out', 'ranks_of', 'gathered', 'manifest_of', 'upstream', 'used', 'costs_of', 'listed', 'provenance_of',
-           'summaries', 'learning', 'lists', 'weighed', 'id_only', 'gated', 'found', 'plain_json', 'summary_of',
-           'write', 'run', 'small_inputs', 'small_study', 'small']
+           'held_out', 'ranks_of', 'gathered', 'manifest_of', 'spent_of', 'upstream', 'used', 'costs_of', 'listed',
+           'provenance_of', 'summaries', 'learning', 'lists', 'weighed', 'id_only', 'gated', 'found', 'plain_json',
+           'summary_of', 'write', 'run', 'small_inputs', 'small_study', 'small']
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #f37b8d8e
 import json, math
@@ -156,6 +156,13 @@ def manifest_of(
     path = Path(folder)/'manifest.json'
     return json.loads(path.read_text(encoding='utf8')) if path.exists() else {}
 
+def spent_of(
+    folder: Path, # of an artefact
+) -> dict: # money in USD, tokens; zeros where nobody was paid
+    "What the answers of a language model that a result is made of have cost, whenever they were bought."
+    path = Path(folder)/'spent.json'
+    return json.loads(path.read_text(encoding='utf8')) if path.exists() else dict(money=0., tokens=0)
+
 def upstream(
     folder: Path, # of an artefact of a store: <store>/<stage>/<key>
     stage: str,
@@ -163,31 +170,32 @@ def upstream(
 ) -> dict: # (stage, key) → manifest: this one and all it rests on
     "The manifests of a result and of everything below it; {} for one that is not there."
     said = manifest_of(folder)
-    found = {(stage, key): said}
+    found = {(stage, key): said | dict(spent=spent_of(folder))}
     for up in said.get('inputs', {}).values(): found |= upstream(Path(folder).parent.parent/up['stage']/up['key'], up['stage'], up['key'])
     return found
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #e2205022
 def used(
     runs: dict, # (arm, seed) → Path
-) -> pd.DataFrame: # arm, seed, stage, key, seconds, peak_memory_mib, started: a row per run and artefact that it rests on
+) -> pd.DataFrame: # arm, seed, stage, key, seconds, peak_memory_mib, money, tokens, started: a row per run and artefact that it rests on
     "Every artefact under every run; what is unknown is NaN."
     rows = []
     for (arm, seed), folder in runs.items():
         for (stage, key), said in upstream(folder, 'recommend', manifest_of(folder).get('key', '')).items():
-            rows.append(dict(arm=arm, seed=seed, stage=stage, key=key, seconds=said.get('seconds', math.nan), peak_memory_mib=said.get('peak_memory_mib') or math.nan, started=said.get('started', '')))
+            rows.append(dict(arm=arm, seed=seed, stage=stage, key=key, seconds=said.get('seconds', math.nan), peak_memory_mib=said.get('peak_memory_mib') or math.nan, **{k: said['spent'][k] for k in ('money', 'tokens')}, started=said.get('started', '')))
     return pd.DataFrame(rows)
 
 ORDER = ('data', 'text', 'extract', 'adapt', 'recommend')
 
 def costs_of(
     artefacts: pd.DataFrame, # of `used`
-) -> pd.DataFrame: # arm, seconds, peak_memory_mib, and seconds per stage
+) -> pd.DataFrame: # arm, seconds, peak_memory_mib, money, tokens, and seconds per stage
     "The cost of one seed of each arm; a sum with an unknown part is unknown."
     stages = [s for s in ORDER if s in set(artefacts.stage)]
     seconds = artefacts.groupby(['arm', 'seed', 'stage'], sort=False).seconds.agg(lambda s: s.sum(skipna=False)).unstack('stage')[stages]
     known_total = artefacts.groupby(['arm', 'seed'], sort=False).seconds.agg(lambda s: s.sum(skipna=False))
     per_arm = seconds.groupby(level='arm', sort=False).mean()
+    for name in ('tokens', 'money'): per_arm.insert(0, name, artefacts.groupby(['arm', 'seed'], sort=False)[name].sum().groupby(level='arm', sort=False).mean())
     per_arm.insert(0, 'peak_memory_mib', artefacts.groupby('arm', sort=False).peak_memory_mib.max())
     per_arm.insert(0, 'seconds', known_total.groupby(level='arm', sort=False).mean())
     return per_arm.rename_axis(columns=None).reset_index()
