@@ -79,6 +79,7 @@ def make_node(
     module, params = module_of(stage), stage_parameters()[stage]
     params = {name: wishes.get(name, default) for name, default in params.items()}
     module.check(params)
+    params = getattr(module, 'relevant', dict)(params)
     return Node(stage, params, inputs, outside(stage, json.dumps(params)))
 
 # %% ../../nbs/7_run/2_stages.ipynb #b90bccf4

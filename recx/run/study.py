@@ -39,9 +39,13 @@ class Study:
     common: dict = field(default_factory=dict) # what all arms share
     placebos: tuple = tuple(PLACEBOS) # made of the best arm with vectors; () for none
     labels: dict = field(default_factory=dict) # arm → how the report calls it
+    needs: dict = field(default_factory=dict) # arm → parameter that the person has to give, such as a language model; without it the arm is left out
 
     def __post_init__(self):
         known([self.baseline], self.arms, 'baseline arm')
+        known(self.needs, self.arms, 'arm in needs')
+        if self.baseline in self.needs: raise ValueError(f'needs: {self.baseline!r} is the baseline, which every run must have; name another arm')
+        checked(dict.fromkeys(self.needs.values(), ''))
         for changes in [*self.arms.values(), *self.grid, self.common]: checked(changes)
         shared = set().union(*self.grid) & set().union(*self.arms.values())
         if shared: raise ValueError(f"{sorted(shared)} stand in the grid and in an arm: what an arm is made of cannot be tuned away")
@@ -113,7 +117,8 @@ class Run:
         outside.cache_clear()   # files may have changed since the last run in this kernel
         self.shared, self.settings = wishes_of(self.study, self.size, self.overrides)
         self.seeds, self.grid = list(range(self.settings['seeds'])), self.study.grid[:self.settings['trials']]
-        self.arms = {name: self.arm(name, changes) for name, changes in self.study.arms.items()}
+        self.left_out = {name: needed for name, needed in self.study.needs.items() if not self.shared.get(needed)}
+        self.arms = {name: self.arm(name, changes) for name, changes in self.study.arms.items() if name not in self.left_out}
         for arm in self.arms.values(): arm.trials()   # every stage's check has its say before anything runs
 
     def arm(self, name, changes, placebo_of=''):
@@ -176,7 +181,8 @@ def declaration(
     study, label = run.study, lambda a: run.study.labels.get(a, a)
     named = {name: dict(arm.said(), label=label(name) if not arm.placebo_of else f"{label(arm.placebo_of)} · {name.rpartition(' · ')[2]}") for name, arm in arms.items()}
     family = [[name, study.baseline] for name, arm in arms.items() if name != study.baseline and not arm.placebo_of]
-    return dict(name=study.name, title=study.title, question=study.question, baseline=study.baseline, arms=named, family=family, size=run.size,
+    left_out = {label(name): needed for name, needed in run.left_out.items()}
+    return dict(name=study.name, left_out=left_out, title=study.title, question=study.question, baseline=study.baseline, arms=named, family=family, size=run.size,
                 seeds=run.seeds, grid=run.grid, tuning_seed=run.seeds[0], command=command_of(run), settings=by_stage(run.shared))
 
 def evidence_node(
