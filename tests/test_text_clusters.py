@@ -6,7 +6,7 @@ from sklearn.metrics import adjusted_rand_score
 from recx.text.clusters import (METHODS, SMALL, Tree, cells_of, cluster, cluster_means, cut_labels, cut_tree, dendrogram_purity, describe_clusters, directions, extend, fit_kernel, grow_tree, join_clusters,
                                 kmeans_labels, medoids, overlap, parents_first, planted, similarity)
 
-HOW = tuple(METHODS)
+HOW = tuple(how for how in METHODS if how != 'chance') # which recovers nothing, and is meant not to
 
 
 @pytest.mark.parametrize('how', HOW)

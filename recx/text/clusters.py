@@ -6,8 +6,8 @@
 __all__ = ['PSI', 'SMALL', 'LLOYD', 'METHODS', 'directions', 'planted', 'IsolationKernel', 'fit_kernel', 'cells_of', 'similarity',
            'Tree', 'add_node', 'overlap', 'enter', 'insert', 'extend', 'grow_tree', 'parents_first',
            'dendrogram_purity', 'prune', 'cut_tree', 'cut_labels', 'plain_kmeans', 'kmeans_labels', 'hdbscan_labels',
-           'cluster_means', 'nearest_mean', 'streakhc_labels', 'forced', 'cluster', 'join_clusters', 'dict_of',
-           'medoids', 'describe_clusters']
+           'cluster_means', 'nearest_mean', 'streakhc_labels', 'chance_labels', 'forced', 'cluster', 'join_clusters',
+           'dict_of', 'medoids', 'describe_clusters']
 
 # %% ../../nbs/2_text/9_clusters.ipynb #6b00b9a1
 import heapq, warnings
@@ -361,8 +361,17 @@ def streakhc_labels(
     tree = grow_tree(vectors, seed)
     return cut_labels(tree, cut_tree(tree, clusters))
 
+# %% ../../nbs/2_text/9_clusters.ipynb #364b3c88
+def chance_labels(
+    vectors: np.ndarray, # (n, d)
+    clusters: int, # that many come out
+    seed: int,
+) -> np.ndarray: # (n,)
+    "Groups that mean nothing."
+    return np.random.default_rng(seed).permutation(len(vectors)) % clusters
+
 # %% ../../nbs/2_text/9_clusters.ipynb #0b56da0a
-METHODS = dict(kmeans=kmeans_labels, hdbscan=hdbscan_labels, streakhc=streakhc_labels) # what the parameter `cluster_by` may be
+METHODS = dict(kmeans=kmeans_labels, hdbscan=hdbscan_labels, streakhc=streakhc_labels, chance=chance_labels) # what the parameter `cluster_by` may be
 
 # %% ../../nbs/2_text/9_clusters.ipynb #19336893
 def forced(
@@ -377,7 +386,7 @@ def forced(
 # %% ../../nbs/2_text/9_clusters.ipynb #c3221b4b
 def cluster(
     vectors: np.ndarray, # (n, d)
-    how: str, # kmeans, hdbscan, streakhc
+    how: str, # kmeans, hdbscan, streakhc, chance
     clusters: int, # wanted; never more come out
     seed: int = 0,
 ) -> np.ndarray: # int64 (n,): cluster per row, numbered from 0 in the order of their first rows

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TEXT', 'LLM', 'REUSE', 'IMPORT', 'HISTORY', 'CLUSTERS', 'ITEMS', 'USERS', 'LIMITS', 'WAYS_OUT', 'Describer',
            'limits_of', 'decoding_of', 'model_of', 'Stopped', 'Desk', 'desk_for', 'save_account', 'Counter',
-           'price_beforehand', 'write', 'layered_texts', 'central', 'shared_texts']
+           'price_beforehand', 'shortened', 'write', 'layered_texts', 'central', 'shared_texts']
 
-# %% ../../nbs/2_text/9_describers.ipynb #2bf15631
-import json, math
+# %% ../../nbs/2_text/9_describers.ipynb #90868e86
+import json, math, re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -30,6 +30,7 @@ from .profiles import attributes_users, profile_users
 from .semantic import SemanticCache
 from .template import template, template_users
 from .texts import text_hash
+from .tokens import cap_texts, load_tokenizer
 from .zeroshot import zeroshot
 
 # %% ../../nbs/2_text/9_describers.ipynb #8e912398
@@ -49,7 +50,7 @@ HISTORY = ('history_length',)
 CLUSTERS = ('cluster_by', 'cluster_share', 'cluster_seed', 'embed_model')
 
 # %% ../../nbs/2_text/9_describers.ipynb #3c9687e0
-ITEMS = dict(flatten=Describer(flatten, TEXT), template=Describer(template, (*TEXT, 'aspects')), zeroshot=Describer(zeroshot, (*TEXT, 'domain', 'layers', 'embed_model')), imported=Describer(imported, (*TEXT, *IMPORT)),
+ITEMS = dict(flatten=Describer(flatten, TEXT), template=Describer(template, (*TEXT, 'sentences')), zeroshot=Describer(zeroshot, (*TEXT, 'domain', 'layers', 'embed_model')), imported=Describer(imported, (*TEXT, *IMPORT, 'sentences')),
              keywords=Describer(keywords, (*TEXT, *LLM, *REUSE), True), summary=Describer(summary, (*TEXT, *LLM, *REUSE), True), expansion=Describer(expansion, (*TEXT, *LLM, *REUSE), True),
              profile=Describer(profile, (*TEXT, *LLM, *REUSE, 'aspects'), True),
              layers=Describer(layers, (*TEXT, *LLM, *REUSE, 'domain', 'layers', 'escalate_below', 'confidence_by', 'image_folder', 'audio_folder'), True),
@@ -188,6 +189,16 @@ def price_beforehand(
             rows.append(dict(describer=f'{name} ({kind}s)', tier=tier, model=model) | vars(said))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/2_text/9_describers.ipynb #7002d739
+def shortened(
+    texts: pd.DataFrame,
+    params: dict, # sentences, max_tokens, tokenizer
+) -> pd.DataFrame: # the same rows
+    "The first sentences of each text."
+    kept = [' '.join(re.split(r'(?<=[.!?])\s+', text)[:params['sentences']]) for text in texts.text]
+    kept, tokens, cut = cap_texts(kept, params['max_tokens'], load_tokenizer(params['tokenizer']))
+    return texts.assign(text=kept, tokens=tokens, cut_tokens=cut)
+
 # %% ../../nbs/2_text/9_describers.ipynb #9f8d524c
 def write(
     describer: Describer,
@@ -198,7 +209,8 @@ def write(
 ) -> pd.DataFrame: # texts
     "Have texts written."
     if describer.write is attributes_users: return attributes_users(dataset, params, ask, item_texts)
-    return describer.write(dataset, params, ask)
+    texts = describer.write(dataset, params, ask)
+    return shortened(texts, params) if 'sentences' in describer.reads and params['sentences'] else texts
 
 # %% ../../nbs/2_text/9_describers.ipynb #cba48751
 def layered_texts(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'CHUNK', 'ROUNDING', 'CHANCE', 'unit_vectors', 'nearest', 'reuse', 'lead_within', 'foreign_text', 'group_of',
-           'leaves', 'differ', 'disagreements', 'mean_interval', 'drawn', 'SemanticCache']
+           'leaves', 'differ', 'disagreements', 'mean_interval', 'drawn', 'plan_reuse', 'compare_sample', 'strangers',
+           'SemanticCache']
 
 # %% ../../nbs/2_text/8_semantic.ipynb #887ef98a
 import hashlib, json, math
@@ -167,6 +168,54 @@ def drawn(
     "Whether a row belongs to the sample."
     return int(hashlib.sha256(json.dumps([seed, *row]).encode()).hexdigest()[:8], 16) < share*2**32
 
+# %% ../../nbs/2_text/8_semantic.ipynb #c6a322b0
+def plan_reuse(
+    requests: list[Request],
+    known: set, # rows (kind, id, layer) whose answers are at hand: they give first
+    threshold: float, # least cosine
+    reach: Callable | None, # layer → factor of the distance allowed in it; None: 1 everywhere
+    model: str, # parameter embed_model
+) -> dict: # row → (request of the donor, cosine), for rows that may take an answer over
+    "Who takes over whose answer, group by group."
+    groups, taken = {}, {}
+    for r in requests:
+        if (group := group_of(r)) is not None: groups.setdefault(group, []).append(r)
+    for members in groups.values():
+        factor = reach(members[0].layer) if reach else 1.
+        if not factor: continue
+        ordered = sorted(members, key=lambda r: r.row not in known) # stable: the known first, then in the order given
+        k, vectors = sum(r.row in known for r in ordered), embed([foreign_text(r) for r in ordered], model)
+        donor, cosine = reuse(vectors[k:], vectors[:k], 1 - factor*(1 - threshold))
+        taken |= {r.row: (ordered[d], float(c)) for r, d, c in zip(ordered[k:], donor, cosine) if d >= 0}
+    return taken
+
+# %% ../../nbs/2_text/8_semantic.ipynb #b6cd869f
+def compare_sample(
+    requests: list[Request], # of the sample
+    taken: dict, # as of `plan_reuse`
+    answers: dict, # row → Answer
+    model: str, # parameter embed_model
+) -> list[dict]: # kind, id, layer, prompt, donor, cosine, disagreement, attributes
+    "The sample's own answers beside those that they would have taken over."
+    both = [(r, *taken[r.row]) for r in requests if r.row in answers and taken[r.row][0].row in answers]
+    found = disagreements([(r.prompt.schema, answers[r.row].values, answers[donor.row].values) for r, donor, _ in both], model)
+    return [dict(kind=r.kind, id=r.id, layer=r.layer, prompt=r.prompt.tag, donor=donor.id, cosine=cosine, disagreement=float(np.mean(list(parts.values()))), attributes=parts) for (r, donor, cosine), parts in zip(both, found) if parts]
+
+# %% ../../nbs/2_text/8_semantic.ipynb #83cc5db8
+def strangers(
+    leaders: list[Request], # that have answers
+    answers: dict, # row → Answer
+    model: str, # parameter embed_model
+    seed: int,
+) -> list[float]:
+    "The disagreement of leaders with leaders of their group: what a blind exchange of answers would cost."
+    rng, pairs, groups = np.random.default_rng(seed), [], {}
+    for r in leaders: groups.setdefault(group_of(r), []).append(r)
+    for members in groups.values():
+        order = rng.permutation(len(members))
+        pairs += [(members[a].prompt.schema, answers[members[a].row].values, answers[members[b].row].values) for a, b in list(zip(order, order[1:]))[:CHANCE]]
+    return [float(np.mean(list(parts.values()))) for parts in disagreements(pairs, model) if parts]
+
 # %% ../../nbs/2_text/8_semantic.ipynb #e6b41e29
 class SemanticCache:
     "An `ask` that asks only about leaders; `report` says what was saved and lost."
@@ -182,74 +231,41 @@ class SemanticCache:
         within('semantic_threshold', threshold, 1e-9, 1, 'as it is a cosine; 0 means to ask about every item, without this cache')
         within('semantic_check', check, 0, 1)
         self.ask, self.threshold, self.check, self.model, self.seed, self.reach, self.known = ask, threshold, check, model, seed, reach, known
-        self.counts, self.checks, self.strangers = dict(rows=0, asked=0, reused=0, checked=0, calls_saved=0, failed_leaders=0), [], []
+        self.counts, self.checks, self.apart = dict.fromkeys(('rows', 'asked', 'reused', 'checked', 'calls_saved', 'failed_leaders'), 0), [], []
 
     def __getattr__(self, name): return getattr(self.__dict__['ask'], name) # what else the desk behind it offers, such as its ledger
-
-    def plan(self,
-        requests: list[Request],
-        tier: str,
-    ) -> dict: # row → (request of the donor, cosine), for rows that may take an answer over
-        "Who takes over whose answer, group by group."
-        groups, taken = {}, {}
-        here = self.known(requests, tier) if self.known else set()
-        for r in requests:
-            if (group := group_of(r)) is not None: groups.setdefault(group, []).append(r)
-        for members in groups.values():
-            factor = self.reach(members[0].layer) if self.reach else 1.
-            if not factor: continue
-            ordered = sorted(members, key=lambda r: r.row not in here) # stable: the known first, then in the order given
-            k = sum(r.row in here for r in ordered)
-            vectors = embed([foreign_text(r) for r in ordered], self.model)
-            donor, cosine = reuse(vectors[k:], vectors[:k], 1 - factor*(1 - self.threshold))
-            taken |= {r.row: (ordered[d], float(c)) for r, d, c in zip(ordered[k:], donor, cosine) if d >= 0}
-        return taken
 
     def __call__(self,
         requests: list[Request],
         tier: str, # 'light', 'mid' or 'high'
     ) -> dict: # row → Answer
         "Answers, a part of them taken over."
-        taken = self.plan(requests, tier)
+        taken = plan_reuse(requests, self.known(requests, tier) if self.known else set(), self.threshold, self.reach, self.model)
         check = {row for row in taken if drawn(row, self.check, self.seed)}
-        first = [r for r in requests if r.row not in taken or r.row in check]
-        answers = self.ask(first, tier)
-        orphans = [r for r in requests if r.row in taken and r.row not in check and taken[r.row][0].row not in answers]
-        if orphans: answers |= self.ask(orphans, tier)
-        shared = {row: replace(answers[donor.row], source='semantic') for row, (donor, _) in taken.items() if row not in answers and donor.row in answers}
-        self.book(requests, taken, check, orphans, answers)
-        return answers | shared
+        answers = dict(self.ask([r for r in requests if r.row not in taken or r.row in check], tier))
+        orphans = {r.row for r in requests if r.row in taken and r.row not in check and taken[r.row][0].row not in answers}
+        if orphans: answers |= self.ask([r for r in requests if r.row in orphans], tier)
+        self.book(requests, {row: t for row, t in taken.items() if row not in orphans}, check, answers)
+        self.counts['failed_leaders'] += len({taken[row][0].row for row in orphans})
+        return answers | {row: replace(answers[donor.row], source='semantic') for row, (donor, _) in taken.items() if row not in answers and donor.row in answers}
 
-    def book(self, requests, taken, check, orphans, answers):
-        "Count, and compare the sample's answers with those that they would have taken over."
-        by_row, lone = {r.row: r for r in requests}, {r.row for r in orphans}
-        reused = [r for r in requests if r.row in taken and r.row not in lone]
-        sent = {(group_of(r), foreign_text(r)) for r in requests if r.row not in taken or r.row in check | lone}
-        new = dict(rows=len(requests), asked=len(requests) - len(reused) + sum(r.row in check for r in reused), reused=len(reused), calls_saved=len({(group_of(r), foreign_text(r)) for r in reused} - sent), failed_leaders=len({taken[r.row][0].row for r in orphans}))
-        pairs = [(row, *taken[row]) for row in check if row in answers and taken[row][0].row in answers]
-        found = disagreements([(by_row[row].prompt.schema, answers[row].values, answers[donor.row].values) for row, donor, _ in pairs], self.model)
-        self.checks += [dict(kind=row[0], id=row[1], layer=row[2], prompt=by_row[row].prompt.tag, donor=donor.id, cosine=cosine, disagreement=float(np.mean(list(parts.values()))), attributes=parts) for (row, donor, cosine), parts in zip(pairs, found) if parts]
-        if pairs: self.strangers += self.chance([r for r in requests if r.row not in taken and r.row in answers and group_of(r)], answers)
-        for name, n in (new | dict(checked=len(pairs))).items(): self.counts[name] += n
-
-    def chance(self,
-        leaders: list[Request],
-        answers: dict, # row → Answer
-    ) -> list[float]:
-        "The disagreement of leaders with leaders: what a blind exchange of answers would cost."
-        rng, pairs, groups = np.random.default_rng(self.seed), [], {}
-        for r in leaders: groups.setdefault(group_of(r), []).append(r)
-        for members in groups.values():
-            order = rng.permutation(len(members))
-            pairs += [(members[a].prompt.schema, answers[members[a].row].values, answers[members[b].row].values) for a, b in list(zip(order, order[1:]))[:CHANCE]]
-        return [float(np.mean(list(parts.values()))) for parts in disagreements(pairs, self.model) if parts]
+    def book(self, requests, taken, check, answers):
+        "Count what was asked and what was not, and compare the sample."
+        reused, leaders = [r for r in requests if r.row in taken], [r for r in requests if r.row not in taken]
+        compared = compare_sample([r for r in reused if r.row in check], taken, answers, self.model)
+        asked = {(group_of(r), foreign_text(r)) for r in [*leaders, *(r for r in reused if r.row in check)]}
+        saved = {(group_of(r), foreign_text(r)) for r in reused} - asked # equal questions are one call, with or without this cache
+        new = dict(rows=len(requests), asked=len(leaders) + len(check), reused=len(reused), checked=len(compared), calls_saved=len(saved))
+        for name, n in new.items(): self.counts[name] += n
+        self.checks += compared
+        if compared: self.apart += strangers([r for r in leaders if r.row in answers and group_of(r)], answers, self.model, self.seed)
 
     def report(self) -> dict:
         "What was saved, and what the sample says of the loss."
         found = [c['disagreement'] for c in self.checks]
         mean = float(np.mean(found)) if found else math.nan
         low, high = mean_interval(mean, len(found))
-        return self.counts | dict(reuse_rate=self.counts['reused']/self.counts['rows'] if self.counts['rows'] else math.nan, disagreement=mean, low=low, high=high, disagreement_of_strangers=float(np.mean(self.strangers)) if self.strangers else math.nan)
+        return self.counts | dict(reuse_rate=self.counts['reused']/self.counts['rows'] if self.counts['rows'] else math.nan, disagreement=mean, low=low, high=high, disagreement_of_strangers=float(np.mean(self.apart)) if self.apart else math.nan)
 
     def by_attribute(self) -> pd.DataFrame: # per prompt and attribute: checked rows, mean disagreement
         "Which attributes suffer."
