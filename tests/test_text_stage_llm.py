@@ -61,6 +61,15 @@ def test_users_by_a_model(name, data, llm, tmp_path):
     assert set(users.id) == set(Dataset.load(data).user_ids) and (users.text != '').all() and (users.cutoff != '').all()
 
 
+def test_profiles_of_users_are_continued(data, server, llm, tmp_path):
+    first = described(data, tmp_path/'a', describe_users='profile', **llm)
+    before = sum(server.counts()['calls'].values())
+    again = described(data, tmp_path/'b', describe_users='profile', users_before=str(first), **llm)
+    assert sum(server.counts()['calls'].values()) == before   # nobody has new events
+    pd.testing.assert_frame_equal(load_texts(again), load_texts(first))
+    with pytest.raises(ValueError, match='users_before'): described(data, tmp_path/'c', describe_users='profile', users_before=str(tmp_path), **llm)
+
+
 def test_budget_stops_and_the_next_run_goes_on(data, server, llm, tmp_path):
     small = dict(describe='expansion', llm_concurrency=1, **llm)
     with pytest.raises(ValueError, match='raise llm_budget'): described(data, tmp_path/'a', llm_budget=.004, **small)
@@ -110,3 +119,15 @@ def test_enrich_by_the_command_line(server, llm, tmp_path, capsys):
                                            (dict(layers='L9'), 'L9'), (dict(domain='cars'), 'domain'), (dict(cluster_by='k-means'), 'kmeans'), (dict(escalate_below=2.), 'escalate_below')])
 def test_bad_parameters(changes, said):
     with pytest.raises(ValueError, match=said): stage.check(declared(vars(stage)) | changes)
+
+
+def test_tastes_of_users_stand_beside_layered_items(data, llm, tmp_path):
+    from recx.extract import stage as extract
+    from recx.extract.vectors import Vectors
+    text = described(data, tmp_path/'text', describe='layers', domain='film', **llm)
+    params = declared(vars(extract)) | dict(user_vectors='tastes', half_life=30.)
+    extract.check(params)
+    (tmp_path/'vectors').mkdir()
+    vectors, dataset = Vectors.load(extract.run(params, dict(data=data, text=text), tmp_path/'vectors')), Dataset.load(data)
+    assert vectors.layers() == vectors.layers('user') == ['L1', 'L2', 'L3']
+    assert vectors.joined(dataset.user_ids, 'user').shape == (len(dataset.user_ids), 3*384)

@@ -6,18 +6,20 @@
 __all__ = ['encoder', 'pooling', 'token_budget', 'precision', 'encode_device', 'tuning', 'lora_rank', 'lora_alpha',
            'lora_dropout', 'lora_targets', 'cpt_steps', 'sft_steps', 'scft_steps', 'tune_learning_rate',
            'tune_batch_tokens', 'tune_accumulate', 'attribute_dropout', 'contrast_temperature', 'tune_seed',
-           'checkpoint_every', 'inputs', 'out', 'PLACEHOLDERS', 'check', 'external', 'known_texts', 'item_texts',
-           'read_out', 'run', 'small']
+           'checkpoint_every', 'user_vectors', 'half_life', 'inputs', 'out', 'PLACEHOLDERS', 'check', 'external',
+           'known_texts', 'item_texts', 'read_out', 'with_tastes', 'run', 'small']
 
 # %% ../../nbs/3_extract/0_stage.ipynb #5587e333
 import json, shutil, time
 from pathlib import Path
+import numpy as np
 import pandas as pd
 from ..data.dataset import Dataset
 from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
 from .encode import encode
 from .encoders import PRECISIONS, load_encoder, model_kind, pick_device, read_config
 from .pooling import POOLINGS
+from .tastes import taste_vectors
 from .tune import check_tune, tune
 from .vectors import Vectors, mean_cosine, named
 from ..text.texts import NO_TEXT, load_texts, text_hash
@@ -44,6 +46,8 @@ attribute_dropout: float = 0.4  # scft: share of attributes left out of a view
 contrast_temperature: float = 0.2  # temperature of the contrastive loss
 tune_seed: int = 0  # of the update's first values, of masks, of the order of examples
 checkpoint_every: int = 20  # optimiser steps between checkpoints
+user_vectors: str = 'texts'  # where vectors of users come from: texts (of those that are described), tastes (the items met in training)
+half_life: float = 0.0  # tastes: after which an event counts half, in days, or in positions where there is no time; 0: all count alike
 inputs: dict = {}  # artefact folders by name; empty: build small ones here
 out: str = ''  # folder to write into; empty: a temporary folder
 
@@ -60,6 +64,8 @@ def check(
     kind = model_kind(read_config(params['encoder'], model_folder(params['encoder'], weights=False)))
     if kind == 'decoder' and params['pooling'] == 'cls':
         raise ValueError(f"pooling='cls': encoder={model_name(params['encoder'])!r} is a decoder, whose first token sees no other; use last, mean, weighted or one-word")
+    one_of('user_vectors', params['user_vectors'], ('texts', 'tastes'))
+    within('half_life', params['half_life'], 0)
     check_tune(params)
 
 # %% ../../nbs/3_extract/0_stage.ipynb #16586a83
@@ -109,6 +115,17 @@ def read_out(
     rows = texts[['id', 'kind', 'layer', 'source', 'prompt_version', 'generated_at']].assign(text_hash=texts.text.map(text_hash), model=model.name, tuning=params['tuning'], pooling=params['pooling'])
     return Vectors(rows, matrix), dict(seconds_encode=seconds, texts_per_second=len(texts)/seconds)
 
+# %% ../../nbs/3_extract/0_stage.ipynb #93b1b812
+def with_tastes(
+    vectors: Vectors, # of items
+    dataset: Dataset,
+    half_life: float, # days or positions; 0: all events count alike
+) -> Vectors: # the same, and of users
+    "The vectors with those of the users' tastes below them."
+    if (vectors.rows.kind == 'user').any(): raise ValueError("user_vectors='tastes': the texts describe users already; use user_vectors=texts, or describe_users=''")
+    tastes = taste_vectors(dataset, vectors, half_life)
+    return Vectors(pd.concat([vectors.rows, tastes.rows], ignore_index=True), np.concatenate([vectors.matrix, tastes.matrix]))
+
 # %% ../../nbs/3_extract/0_stage.ipynb #8b00c9b3
 def run(
     params: dict, # all parameters of this stage
@@ -126,6 +143,7 @@ def run(
     vectors, speed = read_out(model, texts, params, out)
     about |= speed | dict(rows=len(vectors), size=vectors.size, distinct_texts=int(texts.text.nunique()), placeholders=int(texts.text.isin(PLACEHOLDERS.values()).sum()), mean_cosine=mean_cosine(vectors.matrix))
     (out/'diagnostics.json').write_text(json.dumps(about, indent=1) + '\n')
+    if params['user_vectors'] == 'tastes': vectors = with_tastes(vectors, dataset, params['half_life'])
     vectors.save(out)
     shutil.rmtree(out/'chunks')
     return out

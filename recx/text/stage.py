@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['describe', 'describe_users', 'text_columns', 'max_tokens', 'tokenizer', 'domain', 'aspects', 'sentences', 'layers',
-           'history_length', 'import_path', 'import_columns', 'llm', 'llm_base', 'llm_light', 'llm_high', 'llm_price',
-           'llm_temperature', 'llm_max_tokens', 'llm_seed', 'llm_concurrency', 'llm_per_request', 'llm_rpm', 'llm_tpm',
-           'llm_retries', 'llm_budget', 'llm_batch', 'semantic_threshold', 'semantic_check', 'embed_model',
-           'escalate_below', 'confidence_by', 'cluster_by', 'cluster_share', 'cluster_seed', 'image_folder',
-           'audio_folder', 'inputs', 'out', 'LOW', 'HIGH', 'DEFAULTS', 'check_columns', 'writers', 'check', 'relevant',
-           'folder_digest', 'external', 'texts_of', 'run', 'small']
+           'history_length', 'users_before', 'import_path', 'import_columns', 'llm', 'llm_base', 'llm_light',
+           'llm_high', 'llm_price', 'llm_temperature', 'llm_max_tokens', 'llm_seed', 'llm_concurrency',
+           'llm_per_request', 'llm_rpm', 'llm_tpm', 'llm_retries', 'llm_budget', 'llm_batch', 'semantic_threshold',
+           'semantic_check', 'embed_model', 'escalate_below', 'confidence_by', 'cluster_by', 'cluster_share',
+           'cluster_seed', 'image_folder', 'audio_folder', 'inputs', 'out', 'LOW', 'HIGH', 'DEFAULTS', 'check_columns',
+           'writers', 'check', 'relevant', 'folder_digest', 'external', 'texts_of', 'run', 'small']
 
 # %% ../../nbs/2_text/0_stage.ipynb #51c20841
 import hashlib, json
@@ -17,9 +17,11 @@ from pathlib import Path
 import pandas as pd
 from ..data.dataset import Dataset
 from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
+from ..data.sources import sha256
 from .answers import Answers, answers_path
 from .describers import ITEMS, USERS, Desk, desk_for, layered_texts, limits_of, save_account, shared_texts, write
 from .imports import import_digest
+from .knowledge import FACTORS
 from .layers import check_layers
 from .prices import own_price
 from .schemas import DOMAINS
@@ -32,11 +34,12 @@ describe_users: str = ''  # who writes the users': template, imported, profile, 
 text_columns: str = ''  # item columns to describe, comma list, in the order of the text; empty: those that the data set declares
 max_tokens: int = 128  # longest text in tokens, the special ones included; what follows is cut and counted
 tokenizer: str = 'minilm'  # whose tokens are counted: minilm, a model folder, or a hub id
-domain: str = 'auto'  # whose vocabulary: fashion, music, film, product; auto: by the data set's name and columns
+domain: str = 'auto'  # whose vocabulary: fashion, music, film, product, and books for knowledge; auto: by the data set's name and columns
 aspects: int = 2  # profile: sentences to ask for
 sentences: int = 0  # template, imported: first sentences of each text to keep; 0: all
 layers: str = 'L1,L2,L3'  # layers: which
 history_length: int = 30  # events of a user that are shown, the last ones
+users_before: str = ''  # folder of an earlier text artefact: profile and attributes of users are continued from it, by the events since
 import_path: str = ''  # imported: file of texts written elsewhere, jsonl, csv or parquet
 import_columns: dict = {}  # imported: our column → theirs, such as {"id": "movie_id", "text": "summary"}
 llm: str = ''  # language model: openai/…, anthropic/… and what else litellm knows; local:FOLDER; with llm_base the server's own name
@@ -95,11 +98,11 @@ def check(
     typed_all(params, globals())
     one_of('describe', params['describe'], ITEMS)
     one_of('describe_users', params['describe_users'], ('', *USERS))
-    one_of('domain', params['domain'], ('auto', *DOMAINS))
+    one_of('domain', params['domain'], ('auto', *(DOMAINS if params['describe'] in ('layers', 'zeroshot') else FACTORS)))
     one_of('cluster_by', params['cluster_by'], ('kmeans', 'hdbscan', 'streakhc', 'chance'))
     for name in LOW: within(name, params[name], LOW[name], HIGH.get(name, float('inf')))
     check_columns(params['text_columns'])
-    check_layers(params)
+    check_layers(params if params['describe'] in ('layers', 'zeroshot') else params | dict(domain='auto'))
     limits_of(params)
     if params['llm_price']: own_price(params['llm_price'])
     for kind, name, imports in (('describe', params['describe'], 'imported'), ('describe_users', params['describe_users'], 'imported')):
@@ -107,6 +110,7 @@ def check(
     if any(w.asks for w in writers(params)) and not params['llm'] and params['describe'] != 'collective':
         raise ValueError(f"llm='': {params['describe']}{' and ' + params['describe_users'] if params['describe_users'] else ''} need a language model; name one (llm='openai/gpt-4o-mini', llm='local:FOLDER'), or describe by flatten, template, zeroshot or imported")
     if params['describe_users'] == 'attributes' and params['describe'] != 'layers': raise ValueError(f"describe_users='attributes': mirrors the layers of the items; set describe=layers, or describe_users=profile")
+    if params['users_before'] and not (Path(params['users_before'])/'texts.parquet').is_file(): raise ValueError(f"users_before={Path(params['users_before']).name!r}: no texts.parquet there; give the folder of an earlier text artefact")
     model_folder(params['tokenizer'], 'tokenizer', weights=False)
 
 # %% ../../nbs/2_text/0_stage.ipynb #c4fef16a
@@ -138,6 +142,7 @@ def external(
     found = dict(tokenizer=model_digest(params['tokenizer'], 'tokenizer', weights=False)) | import_digest(params)
     if 'embed_model' in read: found |= dict(embed_model=model_digest(params['embed_model'], 'embed_model'))
     found |= {name: model_digest(params[name].removeprefix('local:'), name) for name in ('llm', 'llm_light', 'llm_high') if name in read and params[name].startswith('local:')}
+    if 'users_before' in read and params['users_before']: found |= dict(users_before=sha256(Path(params['users_before'])/'texts.parquet'))
     return found | {name: folder_digest(params[name]) for name in ('image_folder', 'audio_folder') if name in read and params[name]}
 
 # %% ../../nbs/2_text/0_stage.ipynb #7347152b
