@@ -1,5 +1,5 @@
 "The notebooks are the source: what is generated from them must be what is committed."
-import json
+import os, json
 import shutil
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def copy(tmp_path_factory):
 
 
 def run(copy, *words):
-    done = subprocess.run([str(Path(sys.executable).parent/words[0]), *words[1:]], cwd=copy, capture_output=True, text=True)
+    done = subprocess.run([str(Path(sys.executable).parent/words[0]), *words[1:]], cwd=copy, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'VIRTUAL_ENV'}) # IPython warns where another environment is active
     assert done.returncode == 0, done.stderr
     assert 'Warning' not in done.stderr + done.stdout, done.stderr + done.stdout
 

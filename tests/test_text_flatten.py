@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from recx.data.dataset import Dataset
+from recx.data.parameters import declared
 from recx.text import stage
 from recx.text.flatten import clean_string, clean_value, declared_columns, flatten, flatten_items
 from recx.text.texts import COLUMNS, load_texts, make_texts, save_texts
@@ -104,7 +105,7 @@ def test_odd_ids_and_texts_survive_the_file(tmp_path):
 @pytest.mark.parametrize('change, says', [(dict(describe='keyword'), 'describe='), (dict(max_tokens=7), 'max_tokens=7'), (dict(max_tokens='many'), 'max_tokens='), (dict(max_tokens=True), 'max_tokens='),
                                           (dict(text_columns=','), 'text_columns='), (dict(text_columns='title,title'), 'twice'), (dict(tokenizer=''), 'tokenizer='), (dict(tokenizer='no/such/model/folder'), 'tokenizer=')])
 def test_stage_refuses(change, says):
-    with pytest.raises(ValueError, match=says): stage.check(PARAMS | change)
+    with pytest.raises(ValueError, match=says): stage.check(declared(vars(stage)) | change)
 
 
 def test_stage_writes_the_same_bytes_twice(tmp_path):

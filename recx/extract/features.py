@@ -86,12 +86,12 @@ class Segment:
     entry: dict # name, rows, size, seals: as a version names it
     table: pa.Table # COLUMNS without text
     matrix: np.ndarray # float32, (rows, size), mapped
-    folder: Path
+    file: pq.ParquetFile # held open like the matrix: who reads a version keeps it, also when `compact` takes its files away
 
     def __len__(self): return len(self.matrix)
 
     @cached_property
-    def text(self): return pq.read_table(self.folder/'rows.parquet', columns=['text'])['text'].to_numpy()
+    def text(self): return self.file.read(columns=['text'])['text'].to_numpy()
 
     @cached_property
     def lengths(self): return np.sqrt(np.einsum('ij,ij->i', self.matrix, self.matrix))
@@ -123,8 +123,8 @@ def open_segment(
     way_out = f"repair(store) leaves out these {entry['rows']} rows, which a refresh then encodes anew; at(version) reads versions before {int(entry['name'][:8])}; or restore the file from a copy"
     try: paths = {name: check_seal(home/name, sealed, way_out) for name, sealed in entry['seals'].items()}
     except DamagedStore as e: raise DamagedStore(f'feature store {store!r}: {e}') from None
-    table = pq.read_table(paths['rows.parquet'], columns=[c for c in COLUMNS if c != 'text'], read_dictionary=list(FEW))
-    return Segment(entry, table, np.load(paths['vectors.npy'], mmap_mode='r', allow_pickle=False), home)
+    file = pq.ParquetFile(paths['rows.parquet'], memory_map=True, read_dictionary=list(FEW))
+    return Segment(entry, file.read(columns=[c for c in COLUMNS if c != 'text']), np.load(paths['vectors.npy'], mmap_mode='r', allow_pickle=False), file)
 
 # %% ../../nbs/3_extract/9_features.ipynb #ee7c5fbe
 @dataclass
