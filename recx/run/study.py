@@ -7,8 +7,8 @@ __all__ = ['PLACEBOS', 'RUN_SETTINGS', 'COLUMNS', 'Study', 'wishes_of', 'summary
            'by_stage', 'command_of', 'declaration', 'evidence_node', 'plan', 'report_folder', 'deliver', 'Result',
            'complete', 'injected', 'settings_of']
 
-# %% ../../nbs/7_run/4_study.ipynb #dbab49c3
-import ast, json, os, shutil
+# %% ../../nbs/7_run/4_study.ipynb #0136afbe
+import ast, json, os, shlex, shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,7 +170,8 @@ def command_of(
     run: Run,
 ) -> str: # for the report
     "The command that repeats `run`; folders are shown by their last name."
-    words = ''.join(f' -p {name} {shown(name, value)}' for name, value in run.overrides.items())
+    word = lambda value: shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))
+    words = ''.join(f' -p {name} {word(shown(name, value))}' for name, value in run.overrides.items())
     return f'recx run {run.study.name} --size {run.size}{words}'
 
 def declaration(
