@@ -79,6 +79,15 @@ def test_budget_stops_and_the_next_run_goes_on(data, server, llm, tmp_path):
     assert 0 < sum(server.counts()['calls'].values()) - before < len(texts)
 
 
+def test_every_catalogue_has_its_own_budget(data, llm, tmp_path):
+    settings = dict(describe='expansion', llm_concurrency=1, llm_budget=.009, **llm)
+    described(data, tmp_path/'a', **settings)
+    other = small_of('data')(tmp_path/'other', **SMALL | dict(toy_items=41, toy_seed=5))
+    assert (load_texts(described(other, tmp_path/'b', **settings)).text != '').all()   # together they cost more than .009
+    spent = [json.loads((tmp_path/n/'spent.json').read_text())['money'] for n in 'ab']
+    assert max(spent) < .009 < sum(spent)
+
+
 def test_alike_items_share(data, llm, tmp_path):
     out = described(data, tmp_path/'a', describe='summary', semantic_threshold=.5, semantic_check=.3, **llm)
     report = json.loads((out/'semantic.json').read_text())

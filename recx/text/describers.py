@@ -97,9 +97,10 @@ class Desk:
         answers: Answers, # the store
         make: Callable = make_client, # (model, base) → client
         progress: bool = True,
+        of: str = '', # what is described, such as a digest of the ids: each catalogue has its own budget
     ):
         self.params, self.answers, self.make, self.progress = params, answers, make, progress
-        self.name, self.outcomes = f"{params['describe']}-{text_hash(json.dumps({k: v for k, v in params.items() if k not in LIMITS}, sort_keys=True))}", []
+        self.name, self.outcomes = f"{params['describe']}-{text_hash(of + json.dumps({k: v for k, v in params.items() if k not in LIMITS}, sort_keys=True))}", []
 
     def client(self, tier: str):
         "The client of a tier."

@@ -92,7 +92,7 @@ def price_of(
 
 # %% ../../nbs/2_text/6_prices.ipynb #32fea329
 O200K = 'fb374d419588a4632f3f557e76b4b70aebbca790' # name of o200k_base in a tiktoken cache: the SHA-1 of its address
-MINILM_FACTOR = 1.25 # times MiniLM's count: above o200k_base on catalogue lines and on JSON
+MINILM_FACTOR = 1.25 # times MiniLM's count: a margin, not a measurement
 
 # %% ../../nbs/2_text/6_prices.ipynb #4639359d
 @cache

@@ -25,7 +25,7 @@ from .knowledge import FACTORS
 from .layers import check_layers
 from .prices import own_price
 from .schemas import DOMAINS
-from .texts import load_texts, save_texts, summarise_texts
+from .texts import load_texts, save_texts, summarise_texts, text_hash
 from .tokens import model_digest, model_folder
 
 # %% ../../nbs/2_text/0_stage.ipynb #265f18ee
@@ -169,7 +169,8 @@ def run(
 ) -> Path: # `out`, with texts.parquet, summary.json, and what the desk has to account for
     "Describe every item of the data set, and the users where that is asked for."
     out, dataset = Path(out), Dataset.load(inputs['data'])
-    desk = desk_for(params, Desk(params, Answers(answers_path()))) if params['llm'] and any(w.asks for w in writers(params)) else None
+    asks = params['llm'] and any(w.asks for w in writers(params))
+    desk = desk_for(params, Desk(params, Answers(answers_path()), of=text_hash(json.dumps([*dataset.item_ids])))) if asks else None
     texts = texts_of(dataset, params, desk, out)
     if desk: save_account(desk, out)
     texts.attrs = {}   # reports are files by now
