@@ -171,6 +171,10 @@ def test_chords_of_any_beats(beats):
     assert len(chords) <= len(beats) and 0 <= fit <= 1
 
 
+def test_the_faintest_beat_is_matched():
+    assert match_chords(np.array([[0.]*11 + [np.finfo(float).tiny]]))[0] == match_chords(np.array([[0.]*11 + [1.]]))[0]
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=12, max_size=12), st.integers(0, 11))
 def test_key_moves_with_the_notes(chroma, by):
     found, moved = find_key(chroma), find_key(np.roll(chroma, by))

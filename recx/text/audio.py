@@ -176,6 +176,7 @@ def match_chords(
     "The triad nearest to each beat."
     sounding = chroma[chroma.sum(axis=1) > 0]
     if not len(sounding): return [], 0.
+    sounding = sounding/sounding.max(axis=1, keepdims=True) # so that no square is too small for a float
     cosine = sounding/np.linalg.norm(sounding, axis=1, keepdims=True) @ TEMPLATES.T
     even = 3/math.sqrt(3)/math.sqrt(12) # the cosine of any triad with all twelve alike
     return [CHORDS[i] for i in cosine.argmax(axis=1)], round(float(np.clip((cosine.max(axis=1) - even)/(1 - even), 0, 1).mean()), 3)
