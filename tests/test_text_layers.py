@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 import pandas as pd
 import pytest
+import numpy as np
 from hypothesis import given, settings, strategies as st
 from recx.text.answers import Answer, Answers, Decoding
 from recx.text.clients import Reply
@@ -303,3 +304,10 @@ def test_reliability_of_a_calibrated_source_and_of_an_overconfident_one():
     right = [draw.random() < s for s in sure]
     assert reliability(sure, right)[1] < .02 < reliability([s**.2 for s in sure], right)[1]
     assert reliability([1., 0.], [True, False])[1] == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_reliability_counts_every_row_once(rows):
+    table, error = reliability(np.array([c for c, _ in rows]), np.array([h for _, h in rows]))
+    assert table.n.sum() == len(rows) and 0 <= error <= 1

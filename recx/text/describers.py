@@ -31,7 +31,7 @@ from .semantic import SemanticCache
 from .template import template, template_users
 from .texts import load_texts, text_hash
 from .tokens import cap_texts, load_tokenizer
-from .zeroshot import zeroshot
+from .zeroshot import zeroshot, zeroshot_layers
 
 # %% ../../nbs/2_text/9_describers.ipynb #8e912398
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ CONTINUED = ('history_length', 'aspects', 'users_before')
 CLUSTERS = ('cluster_by', 'cluster_share', 'cluster_seed', 'embed_model')
 
 # %% ../../nbs/2_text/9_describers.ipynb #3c9687e0
-ITEMS = dict(flatten=Describer(flatten, TEXT), template=Describer(template, (*TEXT, 'sentences')), zeroshot=Describer(zeroshot, (*TEXT, 'domain', 'layers', 'embed_model')), imported=Describer(imported, (*TEXT, *IMPORT, 'sentences')),
+ITEMS = dict(flatten=Describer(flatten, TEXT), template=Describer(template, (*TEXT, 'sentences')), zeroshot=Describer(zeroshot, (*TEXT, 'domain', 'layers', 'embed_model')), zeroshot_layers=Describer(zeroshot_layers, (*TEXT, 'domain', 'layers', 'embed_model')), imported=Describer(imported, (*TEXT, *IMPORT, 'sentences')),
              keywords=Describer(keywords, (*TEXT, *LLM, *REUSE), True), summary=Describer(summary, (*TEXT, *LLM, *REUSE), True), expansion=Describer(expansion, (*TEXT, *LLM, *REUSE), True),
              profile=Describer(profile, (*TEXT, *LLM, *REUSE, 'aspects'), True),
              layers=Describer(layers, (*TEXT, *LLM, *REUSE, 'domain', 'layers', 'escalate_below', 'confidence_by', 'image_folder', 'audio_folder'), True),

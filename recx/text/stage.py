@@ -29,7 +29,7 @@ from .texts import load_texts, save_texts, summarise_texts, text_hash
 from .tokens import model_digest, model_folder
 
 # %% ../../nbs/2_text/0_stage.ipynb #265f18ee
-describe: str = 'flatten'  # who writes the items' texts: flatten, template, zeroshot, imported, keywords, summary, expansion, profile, layers, facts, facts_plain, collective
+describe: str = 'flatten'  # who writes the items' texts: flatten, template, zeroshot, zeroshot_layers, imported, keywords, summary, expansion, profile, layers, facts, facts_plain, collective
 describe_users: str = ''  # who writes the users': template, imported, profile, attributes, reasoning, reasoning_plain, collective; empty: nobody
 text_columns: str = ''  # item columns to describe, comma list, in the order of the text; empty: those that the data set declares
 max_tokens: int = 128  # longest text in tokens, the special ones included; what follows is cut and counted
@@ -98,11 +98,11 @@ def check(
     typed_all(params, globals())
     one_of('describe', params['describe'], ITEMS)
     one_of('describe_users', params['describe_users'], ('', *USERS))
-    one_of('domain', params['domain'], ('auto', *(DOMAINS if params['describe'] in ('layers', 'zeroshot') else FACTORS)))
+    one_of('domain', params['domain'], ('auto', *(DOMAINS if params['describe'] in ('layers', 'zeroshot', 'zeroshot_layers') else FACTORS)))
     one_of('cluster_by', params['cluster_by'], ('kmeans', 'hdbscan', 'streakhc', 'chance'))
     for name in LOW: within(name, params[name], LOW[name], HIGH.get(name, float('inf')))
     check_columns(params['text_columns'])
-    check_layers(params if params['describe'] in ('layers', 'zeroshot') else params | dict(domain='auto'))
+    check_layers(params if params['describe'] in ('layers', 'zeroshot', 'zeroshot_layers') else params | dict(domain='auto'))
     limits_of(params)
     if params['llm_price']: own_price(params['llm_price'])
     for kind, name, imports in (('describe', params['describe'], 'imported'), ('describe_users', params['describe_users'], 'imported')):
