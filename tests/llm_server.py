@@ -23,6 +23,7 @@ class Settings:
     hang: float = 30. # seconds
     key: str = '' # that must come with each call; '': none needed
     context: int = 0 # bytes of a conversation at most; 0: any number
+    own_words: int = 0 # words in every string of an answer, each question its own; 0: one word, the same for all
     forms: tuple = ('json_schema', 'json_object') # kinds of response_format that are known
 
 
@@ -43,6 +44,12 @@ def words_of(messages):
     "The words of the first user message: what a question is known by, however often it is put."
     content = next(m['content'] for m in messages if m['role'] == 'user')
     return content if isinstance(content, str) else ''.join(p.get('text', '') for p in content)
+
+
+def pseudo_words(question, n):
+    "Words that differ from question to question, as answers do."
+    drawn = hashlib.shake_256(question.encode()).digest(2*n)
+    return [''.join(('ba', 'ke', 'li', 'mo', 'nu', 'ra', 'si', 'to', 've', 'xa', 'yo', 'zu', 'da', 'fe', 'gi', 'ho')[nibble] for nibble in (byte >> 4, byte & 15)) + 'nst'[other % 3] for byte, other in zip(drawn[:n], drawn[n:])]
 
 
 class Model:
@@ -97,6 +104,7 @@ class Model:
         schema = asked.get('response_format', {}).get('json_schema', {}).get('schema')
         if schema is None: schema = json.loads(re.search(r'JSON schema:\n(\{.*\})', asked['messages'][0]['content'])[1]) if 'JSON schema:' in asked['messages'][0]['content'] else dict(type='object', properties={})
         value = json.dumps(example(schema, max(1, len(re.findall(r'^Item \d+:$', words, re.M)))))
+        if self.settings.own_words: value = re.sub(r'"word[^"]*"', lambda _: json.dumps(' '.join(pseudo_words(words, self.settings.own_words))), value)
         if fault == 'json': return 'I am sorry, as a language model ' + value[:-1], 'stop'
         if fault == 'schema': return json.dumps({'wrong': value}), 'stop'
         if fault == 'prose': return f'Here it is:\n```json\n{value}\n```\nAnything else?', 'stop'
