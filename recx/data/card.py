@@ -42,7 +42,7 @@ def make_card(
     about = {'display': raw.about['name'], 'licence': 'not stated by the source', 'source': '', 'citation': '', 'banner': '', 'notes': []} | raw.about
     return {**about, **({} if raw.about.get('licence') else recognised(raw)), 'users': len(data.users), 'items': len(data.items), 'events': len(data.events), **sizes,
             'density': round(len(data.events)/(len(data.users)*len(data.items)), 6), 'mean_history': round(len(data.events)/len(data.users), 2),
-            'test_users': len(tested), 'cold_users': int((data.user_counts[tested] == 0).sum()), 'cold_items': int((~data.train_items).sum()), 'cold_test_share': round(float(cold.mean()), 6) if len(cold) else None,
+            'test_users': len(tested), 'cold_users': int((data.user_counts[tested] == 0).sum()), 'cold_items': int((~data.train_items).sum()), 'cold_test_share': round(float(cold.mean()), 6) if len(cold) else None, 'cold_test_events': int(cold.sum()),
             'split_by': params['split_by'], **data.card, 'sha256': sha256}
 
 # %% ../../nbs/1_data/8_card.ipynb #e113d99a
@@ -51,15 +51,17 @@ def show(
 ) -> str: # several lines
     "The card as text for a terminal."
     share = lambda s, unknown: unknown if s is None else f'{100*s:.1f} %'
+    unlearned = f", visible history of held-out users {card['history']:,}" if card['history'] else ''
     times = {'seconds': 'seconds', 'relative': "seconds since each user's first event", 'position': 'none, only the order of events'}
     lines = [card['display'] + (f"  [{card['banner']}]" if card['banner'] else ''), '',
              f"users      {card['users']:,} ({card['test_users']:,} with test events, {card['users_only_train']:,} in training only, {card['cold_users']:,} in test without training)",
              f"items      {card['items']:,} ({card['cold_items']:,} without a training event)",
-             f"events     {card['events']:,} (train {card['train']:,}, valid {card['valid']:,}, test {card['test']:,}; {card['mean_history']} per user, density {100*card['density']:.3f} %)",
+             f"events     {card['events']:,} (train {card['train']:,}, valid {card['valid']:,}, test {card['test']:,}{unlearned}; {card['mean_history']} per user, density {100*card['density']:.3f} %)",
              f"split      {card['split_by']}; time: {times[card['time_kind']]}",
              f"ties       rule '{card['ties']}'; validation and test tie for {share(card['valid_test_tie_share'], 'an unknown share')} of the users",
              f"cold       {share(card['cold_test_share'], 'none')} of the test events are of items never seen in training",
              f"text       {', '.join(card['text_columns'])}"]
+    lines += [f"held out   {card[f'held_{what}']:,} {what} are kept out of training altogether" for what in ('items', 'users') if card[f'held_{what}']]
     lines += [f"dropped    {s['dropped']:,} events by {s['step']}" for s in card['steps'] if s['dropped']]
     lines += [f'note       {note}' for note in card['notes']]
     lines += [f"{label:10} {card[key]}" for label, key in (('licence', 'licence'), ('source', 'source'), ('cite', 'citation')) if card[key]]

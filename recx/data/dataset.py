@@ -19,7 +19,7 @@ class Col:
     "The columns that every data set has."
     USER, ITEM, TIME, VALUE, SPLIT = 'user', 'item', 'time', 'value', 'split'
 
-SPLITS = ('train', 'valid', 'test') # in the order of time, and of the codes 0, 1, 2
+SPLITS = ('train', 'valid', 'test', 'history') # in the order of the codes 0, 1, 2, 3
 
 # %% ../../nbs/1_data/3_dataset.ipynb #1b92444d
 @dataclass
@@ -66,7 +66,7 @@ class Dataset:
     @cached_property
     def user_ids(self) -> np.ndarray: return self.users[Col.USER].to_numpy(dtype=object)
 
-    def codes(self) -> tuple: # user int32, item int32, split int8 (0 train, 1 valid, 2 test)
+    def codes(self) -> tuple: # user int32, item int32, split int8 (0 train, 1 valid, 2 test, 3 history)
         "The events as numbers: positions in `user_ids` and `item_ids`; aligned with the rows of `events`."
         return self._codes
 
@@ -119,8 +119,10 @@ def assert_sound(
         if (codes < 0).any(): raise ValueError(f'{name}: unknown {what} in rows {rows_said(np.flatnonzero(codes < 0))} of the events; prepare the data set again')
     same = np.diff(user) == 0
     if (np.diff(user) < 0).any(): raise ValueError(f'{name}: events are not in the order of the users; prepare the data set again')
-    for column, what in ((split, 'splits'), (data.events[Col.TIME].to_numpy(), 'times')):
+    for column, what in ((split % 3, 'splits'), (data.events[Col.TIME].to_numpy(), 'times')):   # history stands where train stands
         if (np.diff(column)[same] < 0).any(): raise ValueError(f'{name}: {what} of a user do not ascend; prepare the data set again')
+    both = np.intersect1d(user[split == 0], user[split == 3])
+    if len(both): raise ValueError(f'{name}: {len(both)} users have train and history events, such as {data.user_ids[both[0]]!r}; a user is held out of training altogether or not at all')
 
 # %% ../../nbs/1_data/3_dataset.ipynb #9c75288a
 def save_dataset(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ON_DUPLICATES', 'ON_UNRESOLVED', 'TIES', 'SPLIT_BY', 'CATALOGUE', 'refuse_holes', 'unrepeated', 'resolved', 'core',
            'nonempty_core', 'sequence_order', 'place_in_sequence', 'split_last', 'split_ratio', 'split_time',
-           'split_events', 'tied_users', 'filtered', 'user_table', 'prepare']
+           'split_events', 'tied_users', 'drawn', 'unseen_items', 'unlearned_users', 'held_apart', 'filtered',
+           'user_table', 'prepare']
 
 # %% ../../nbs/1_data/7_prepare.ipynb #8c0333ea
 import numpy as np
@@ -139,7 +140,7 @@ def split_time(
     ordered = np.sort(time)
     cuts = [ordered[min(len(time) - 1, int(np.floor(len(time)*(1 - share) + 1e-9)))] for share in (valid_share + test_share, test_share)]
     split = np.searchsorted(cuts, time, side='right').astype(np.int8)
-    empty = [name for code, name in enumerate(SPLITS) if not (split == code).any()]
+    empty = [name for code, name in enumerate(SPLITS[:3]) if not (split == code).any()]
     if empty: raise ValueError(f"split_by='time': no event falls into {' and '.join(empty)} (valid_share={valid_share}, test_share={test_share}), since too many events share one time; change the shares, or use split_by='leave-one-out'")
     return split
 
@@ -167,6 +168,49 @@ def tied_users(
     "Users whose validation and test events tie in time."
     border = np.flatnonzero((user[1:] == user[:-1]) & (split[:-1] == 1) & (split[1:] == 2))
     return int((time[border] == time[border + 1]).sum()), len(border)
+
+# %% ../../nbs/1_data/7_prepare.ipynb #53637cf3
+def drawn(
+    among: np.ndarray, # codes to draw from, each once
+    share: float, # of them; above 0 at least one is drawn
+    rng: np.random.Generator,
+) -> np.ndarray: # codes, ascending
+    "A share of `among`, by lot."
+    n = max(1, round(share*len(among))) if share > 0 and len(among) else 0
+    return np.sort(rng.choice(among, n, replace=False))
+
+# %% ../../nbs/1_data/7_prepare.ipynb #945f55d6
+def unseen_items(
+    user: np.ndarray, # (n,) user codes, sorted; events in sequence order
+    split: np.ndarray, # (n,) 0 train, 1 valid, 2 test
+    held: np.ndarray, # (n,) bool: the item of the event is held out
+) -> np.ndarray: # (n,) bool: the event stays
+    "Which events stay when items are held out: those in which one is predicted, and is not seen by a later one."
+    place, length = place_in_sequence(user)
+    return ~held | (split == 2) | ((split == 1) & (place == length - 1))
+
+# %% ../../nbs/1_data/7_prepare.ipynb #1457a3aa
+def unlearned_users(
+    user: np.ndarray, # (n,) user codes
+    split: np.ndarray, # (n,) 0 train, 1 valid, 2 test
+    held: np.ndarray, # user codes that are held out
+) -> np.ndarray: # (n,) 0 train, 1 valid, 2 test, 3 history
+    "The training events of held-out users become visible history."
+    return np.where(np.isin(user, held) & (split == 0), 3, split).astype(np.int8)
+
+# %% ../../nbs/1_data/7_prepare.ipynb #fd71df49
+def held_apart(
+    user: np.ndarray, # (n,) user codes, sorted; events in sequence order
+    item: np.ndarray, # (n,) item codes
+    split: np.ndarray, # (n,) 0 train, 1 valid, 2 test
+    params: dict, # cold_items, cold_users, cold_seed
+) -> tuple: # (n,) bool: the event stays; (n,) its split with 3 history; held-out item codes; held-out user codes
+    "Hold a share of the items and of the users out of training altogether."
+    items = drawn(np.unique(item), params['cold_items'], np.random.default_rng([params['cold_seed'], 0]))
+    users = drawn(np.unique(user[split == 2]), params['cold_users'], np.random.default_rng([params['cold_seed'], 1]))
+    stays, split = unseen_items(user, split, np.isin(item, items)), unlearned_users(user, split, users)
+    if not (stays & (split == 0)).any(): raise ValueError(f"cold_items={params['cold_items']}, cold_users={params['cold_users']}: no training event is left; hold out less")
+    return stays, split, items, users
 
 # %% ../../nbs/1_data/7_prepare.ipynb #b7358b85
 def filtered(
@@ -223,10 +267,13 @@ def prepare(
         order = order[place >= length - params['max_history']]
     user, time = user[order], time[order]
     split = split_events(user, time, kind, params)
+    item = pd.Index(raw.items[Col.ITEM]).get_indexer(events[Col.ITEM].iloc[order])
+    items = raw.items if params['catalogue'] == 'all' else raw.items.iloc[np.unique(item)]
+    stays, split, held_items, held_users = held_apart(user, item, split, params)
+    if len(held_items): steps.append(dict(step=f"cold_items={params['cold_items']:g}", dropped=int((~stays).sum()), events=int(stays.sum())))
+    order, user, time, split = order[stays], user[stays], time[stays], split[stays]
     tied, both = tied_users(user, time, split)
-    touched = pd.Index(events[Col.ITEM].iloc[order].unique()).get_indexer(raw.items[Col.ITEM]) >= 0
-    items = raw.items if params['catalogue'] == 'all' else raw.items[touched]
     events = events.iloc[order][[Col.USER, Col.ITEM]].assign(**{Col.TIME: time, Col.VALUE: events[Col.VALUE].to_numpy(dtype=float)[order], Col.SPLIT: np.array(SPLITS, dtype=object)[split]})
-    card = dict(steps=steps, ties=params['ties'], tied_users=None if kind == 'position' else tied, tied_of=both, users_only_train=int(len(users) - len(np.unique(user[split > 0]))),
-                valid_test_tie_share=None if kind == 'position' or not both else round(tied/both, 6))
+    card = dict(steps=steps, ties=params['ties'], tied_users=None if kind == 'position' else tied, tied_of=both, users_only_train=int(len(users) - len(np.unique(user[np.isin(split, (1, 2))]))),
+                held_items=len(held_items), held_users=len(held_users), valid_test_tie_share=None if kind == 'position' or not both else round(tied/both, 6))
     return Dataset(items.reset_index(drop=True), users, events.reset_index(drop=True), card)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['dataset', 'dataset_path', 'min_value', 'kcore', 'min_history', 'max_history', 'split_by', 'valid_share', 'test_share',
-           'ties', 'ties_seed', 'catalogue', 'on_duplicates', 'on_unresolved', 'toy_users', 'toy_items', 'toy_seed',
-           'inputs', 'out', 'READERS', 'SPELLED', 'named', 'locate', 'check', 'read', 'external', 'run', 'small']
+           'cold_items', 'cold_users', 'cold_seed', 'ties', 'ties_seed', 'catalogue', 'on_duplicates', 'on_unresolved',
+           'toy_users', 'toy_items', 'toy_seed', 'inputs', 'out', 'READERS', 'SPELLED', 'named', 'locate', 'check',
+           'read', 'external', 'run', 'small']
 
 # %% ../../nbs/1_data/0_stage.ipynb #ce0382cf
 from pathlib import Path
@@ -30,6 +31,9 @@ max_history: int = 0  # keep only the last events of each user; 0: all
 split_by: str = 'leave-one-out'  # leave-one-out, time (one cut for all), ratio (of each user)
 valid_share: float = 0.1  # share of validation events, for time and ratio
 test_share: float = 0.1  # share of test events, for time and ratio
+cold_items: float = 0.0  # share of the items held out of training altogether, to be asked for in the test
+cold_users: float = 0.0  # share of the users held out of training; what they did before stays visible as their history
+cold_seed: int = 0  # of both draws
 ties: str = 'file'  # order of events of equal time: file, shuffle
 ties_seed: int = 0  # of the shuffle
 catalogue: str = 'interacted'  # which items are ranked: interacted (with events), all (of the item table)
@@ -87,9 +91,10 @@ def check(
     kind, _ = named(params['dataset'], params['dataset_path'])
     if params['catalogue'] == 'all' and kind.startswith('amazon'): raise ValueError("catalogue='all': the metadata of Amazon hold millions of products that nobody in the log has reviewed, and are read for the reviewed ones alone; use catalogue='interacted'")
     for name, options in dict(split_by=SPLIT_BY, ties=TIES, catalogue=CATALOGUE, on_duplicates=ON_DUPLICATES, on_unresolved=ON_UNRESOLVED).items(): one_of(name, params[name], options)
-    for name in ('min_value', 'kcore', 'min_history', 'max_history', 'ties_seed', 'toy_seed'): within(name, params[name], 0)
+    for name in ('min_value', 'kcore', 'min_history', 'max_history', 'ties_seed', 'toy_seed', 'cold_seed'): within(name, params[name], 0)
     if params['max_history']: within('max_history', params['max_history'], 3, why='since a user needs an event each to train, validate and test on; 0 keeps all')
     for name in ('valid_share', 'test_share'): within(name, params[name], .001, .9)
+    for name in ('cold_items', 'cold_users'): within(name, params[name], 0, .9, 'since something must be left to train on')
     within('valid_share + test_share', params['valid_share'] + params['test_share'], high=.9, why='since something must be left to train on')
     within('toy_users', params['toy_users'], 20, 100_000)
     within('toy_items', params['toy_items'], 40, 10_000)

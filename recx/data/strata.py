@@ -45,7 +45,7 @@ def head_by_items(
 
 # %% ../../nbs/1_data/2_strata.ipynb #da6c0b21
 ITEM_BINS = {'0': 0, '1–3': 1, '4–9': 4, '10–29': 10, '30–99': 30, '100+': 100} # label → smallest train count
-USER_BINS = {'0': 0, '1–4': 1, '5–9': 5, '10–19': 10, '20–49': 20, '50+': 50} # label → smallest history length
+USER_BINS = {'0': 0, '1–4': 1, '5–9': 5, '10–19': 10, '20–49': 20, '50+': 50} # label → smallest number of train events
 
 # %% ../../nbs/1_data/2_strata.ipynb #dea31e8c
 def binned(
