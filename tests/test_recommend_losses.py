@@ -19,8 +19,9 @@ def slow(loss, q, t, target, negative, beta):
     total = 0.
     for i in range(len(q)):
         s = t @ q[i]
-        competitors = [j for j in (range(len(t)) if loss == 'ce' else negative[i].tolist() if loss == 'bce' else negative.tolist()) if j != target[i]]
-        if loss in ('ce', 'sampled-softmax'): total = total + torch.logsumexp(s[[target[i].item(), *competitors]], 0) - s[target[i]]
+        competitors = [j for j in (range(len(t)) if loss == 'ce' else negative[i].tolist() if loss in ('bce', 'bpr') else negative.tolist()) if j != target[i]]
+        if loss == 'bpr': total = total - sum(torch.log(torch.sigmoid(s[target[i]] - s[j])) for j in competitors)/negative.shape[1]
+        elif loss in ('ce', 'sampled-softmax'): total = total + torch.logsumexp(s[[target[i].item(), *competitors]], 0) - s[target[i]]
         else: total = total - torch.log(torch.sigmoid(s[target[i]])**(beta if loss == 'gbce' else 1)) - torch.log(1 - torch.sigmoid(s[competitors])).sum()
     return total/len(q)
 

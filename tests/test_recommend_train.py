@@ -16,11 +16,12 @@ from recx.data.parameters import declared
 from recx.extract.vectors import Vectors
 from recx.recommend import stage
 from recx.recommend.batches import held_out, training_windows
-from recx.recommend.fusion import FUSIONS
 from recx.recommend.losses import LOSSES
 from recx.recommend.ranking import hr, ndcg, target_ranks
-from recx.recommend.stage import check, item_vectors, load_model, make_model, run, small
-from recx.recommend.train import Diverged, answer, batch_loss, train
+from recx.recommend.given import Given, load_given
+from recx.recommend.nextitem import NextItem, answer, batch_loss
+from recx.recommend.stage import check, load_model, make_model, run, small
+from recx.recommend.train import Diverged, train
 
 SETTINGS = dict(loss='ce', negatives=16, gbce_t=.75, gate_balance=.01, learning_rate=.01, weight_decay=0., batch_tokens=256, epochs=25, patience=25, validate_every=1, seed=0)
 SMALL = declared(vars(stage)) | dict(embedding_size=16, max_length=8, dropout=.1, null_size=8, adapter_hidden=8)
@@ -47,11 +48,25 @@ def ring(users=60, items=30, length=12):
     return np.repeat(np.arange(users), length), (np.tile(np.arange(length), users) + np.repeat(np.arange(users)*7, length)) % items, np.tile([0]*(length - 2) + [1, 2], users)
 
 
+def as_dataset(log):
+    "A log of codes as a data set."
+    user, item, split = log
+    events = pd.DataFrame(dict(user=[f'u{u:03}' for u in user], item=[f'i{i:03}' for i in item], time=np.arange(len(user)), value=1., split=np.array(['train', 'valid', 'test'])[split]))
+    return Dataset(pd.DataFrame(dict(item=sorted(set(events.item)))), pd.DataFrame(dict(user=sorted(set(events.user)))), events, {})
+
+
+def task_of(log, **changes): return NextItem(as_dataset(log), SMALL | changes)
+
+
+def model_of(log, vectors=None, **changes):
+    given = Given() if vectors is None else Given(items=vectors, layers={'': slice(0, vectors.shape[1])})
+    return make_model(task_of(log, **changes), given, 0)
+
+
 def fitted(log, changes=None, vectors=None, **settings):
-    n = int(log[1].max()) + 1
-    model = make_model(SMALL | (changes or {}), vectors, n, np.bincount(log[1][log[2] == 0], minlength=n) > 0)
-    curve, stopped = train(model, training_windows(*log, 8), held_out(*log, 1, 8), n, SETTINGS | settings)
-    held = held_out(*log, 2, 8)
+    task, model = task_of(log, **(changes or {})), model_of(log, vectors, **(changes or {}))
+    curve, stopped = train(model, task, SETTINGS | settings)
+    held = task.parts['test']
     return model, target_ranks(*answer(model, held), held), curve, stopped
 
 
@@ -65,6 +80,9 @@ def test_the_checkerboard_is_learned():
     queries, table = answer(model, held)
     top = (queries @ table.T).topk(5, dim=1).indices
     assert (top % 2 == (torch.arange(40) % 2)[:, None]).float().mean() > .95
+
+
+FUSIONS = [f for f in NextItem.fusions if f != 'late']
 
 
 @pytest.mark.parametrize('loss', LOSSES)
@@ -87,14 +105,14 @@ def test_the_table_gets_gradients_from_both_sides(loss):
     "A table that is scored against without a gradient is a handicapped baseline; here either side alone moves it."
     log, rng = ring(), lambda: np.random.default_rng(0)
     windows, settings = training_windows(*log, 8), SETTINGS | dict(loss=loss, negatives=30)
-    model = make_model(SMALL, None, 30, np.ones(30, bool))
+    model = model_of(log)
     ids = model.table.parts[0].weight
     def gradient(blocked):
         sides, backbone = type(model).sides, model.backbone.forward
         if blocked == 'output': model.sides = lambda q, rows: sides(model, q, rows.detach())
         if blocked == 'input': model.backbone.forward = lambda x, *rest: backbone(x.detach(), *rest)
         model.zero_grad()
-        batch_loss(model, windows, np.arange(20), 30, settings, rng())[0].backward()
+        batch_loss(model, windows, np.arange(20), np.arange(30), settings, rng())[0].backward()
         if blocked == 'output': del model.sides
         if blocked == 'input': del model.backbone.forward
         return ids.grad.clone()
@@ -107,7 +125,7 @@ def test_the_filling_has_no_gradient():
     log = ring()
     windows = training_windows(*log, 8)
     windows.start[0] = windows.stop[0] - 3   # a short row among long ones
-    model = make_model(SMALL | dict(dropout=0.), None, 30, np.ones(30, bool))
+    model = model_of(log, dropout=0.)
     def gradient(fill):
         pad = type(windows).pad
         def filled(which):
@@ -116,7 +134,7 @@ def test_the_filling_has_no_gradient():
             return items, lengths
         windows.pad = filled
         model.zero_grad()
-        loss, _ = batch_loss(model, windows, np.arange(3), 30, SETTINGS, np.random.default_rng(0))
+        loss, _ = batch_loss(model, windows, np.arange(3), np.arange(30), SETTINGS, np.random.default_rng(0))
         loss.backward()
         return loss.item(), model.table.parts[0].weight.grad.clone()
     (a, grad_a), (b, grad_b) = gradient(3), gradient(28)
@@ -146,11 +164,12 @@ def test_what_the_stage_writes(base):
 @pytest.mark.parametrize('fusion', FUSIONS)
 def test_a_stored_model_answers_as_it_did(fusion, base):
     folder = small(base/f'stored-{fusion}', epochs=1, embedding_size=32, null_size=8, fusion=fusion, adapter='moe')
-    data, (model, items) = Dataset.load(base/'data'), load_model(folder)
+    data = Dataset.load(base/'data')
+    task, model = load_model(folder, data)
     held = held_out(*data.codes(), 2, 50)
     stored = pd.read_parquet(folder/'per_user.parquet').query("split == 'test'")['rank'].to_numpy()
-    assert items.tolist() == data.item_ids.tolist() and (target_ranks(*answer(model, held), held) == stored).all()
-    assert (folder/'gates.parquet').exists() == (fusion in ('replace', 'add', 'concat'))
+    assert (target_ranks(*task.answer(model, held), held) == stored).all()
+    assert (folder/'gates.parquet').exists() == (fusion in ('replace', 'add', 'concat', 'cross-attention', 'dual-view'))
 
 
 def test_vectors_are_joined_by_id_and_placebos_by_seed(base, tmp_path):
@@ -158,15 +177,19 @@ def test_vectors_are_joined_by_id_and_placebos_by_seed(base, tmp_path):
     order = np.random.default_rng(0).permutation(len(vectors))
     Vectors(vectors.rows.iloc[order], vectors.matrix[order]).save(tmp_path)
     params = SMALL | dict(fusion='replace')
-    real = item_vectors(params, inputs, data)
-    assert real.shape == (len(data.items), 32) and (item_vectors(params, dict(vectors=tmp_path), data) == real).all()
-    shuffled = [item_vectors(params | dict(placebo='shuffled', seed=s), inputs, data) for s in (0, 0, 1)]
+    items = lambda inputs=inputs, data=data, **changes: load_given(params | changes, inputs, data).items
+    real = items()
+    assert real.shape == (len(data.items), 32) and (items(dict(vectors=tmp_path)) == real).all()
+    shuffled = [items(placebo='shuffled', seed=s) for s in (0, 0, 1)]
     assert (shuffled[0] == shuffled[1]).all() and (shuffled[0] != shuffled[2]).any() and (shuffled[0] != real).any()
     assert np.allclose(np.sort(shuffled[0], 0), np.sort(real, 0))
-    assert item_vectors(params | dict(placebo='gaussian'), inputs, data).shape == real.shape
-    assert np.allclose(np.sort(item_vectors(params | dict(placebo='popularity'), inputs, data), 0), np.sort(real, 0))
-    with pytest.raises(ValueError, match='no vector'): item_vectors(params, inputs, Dataset(data.items.assign(item=data.items.item + 'x'), data.users, data.events, data.card))
-    with pytest.raises(ValueError, match='fusion=id'): item_vectors(params, {}, data)
+    assert items(placebo='gaussian').shape == real.shape
+    assert np.allclose(np.sort(items(placebo='popularity'), 0), np.sort(real, 0))
+    strangers = Dataset(data.items.assign(item=data.items.item + 'x'), data.users, data.events.assign(item=data.events.item + 'x'), data.card)
+    with pytest.raises(ValueError, match='no vector'): items(data=strangers)
+    assert not items(data=strangers, on_missing='zero').any()
+    with pytest.raises(ValueError, match='use id'): items({})
+    with pytest.raises(ValueError, match='describe_users'): load_given(params | dict(user_fusion='add'), inputs, data)
 
 
 def test_a_diverging_run_stops_and_leaves_no_result(base, tmp_path):
@@ -177,11 +200,11 @@ def test_a_diverging_run_stops_and_leaves_no_result(base, tmp_path):
 
 def test_the_last_good_checkpoint_survives_a_divergence(tmp_path, monkeypatch):
     log, file = ring(), tmp_path/'checkpoint'/'last.pt'
-    model = make_model(SMALL, None, 30, np.ones(30, bool))
-    from recx.recommend import train as module
+    model = model_of(log)
+    from recx.recommend import nextitem as module
     old, calls = module.batch_loss, iter(range(10**6))
     monkeypatch.setattr(module, 'batch_loss', lambda *a: tuple(x*(float('nan') if i == 0 and next(calls) > 20 else 1) for i, x in enumerate(old(*a))))
-    with pytest.raises(Diverged, match='temperature'): train(model, training_windows(*log, 8), held_out(*log, 1, 8), 30, SETTINGS, file, every=1)
+    with pytest.raises(Diverged, match='temperature'): train(model, task_of(log), SMALL | SETTINGS, file, every=1)
     state = torch.load(file, weights_only=True)
     assert len(state['curve']) >= 1 and all(torch.isfinite(v).all() for v in state['model'].values())
 
@@ -223,3 +246,19 @@ def test_a_user_without_an_earlier_event_is_counted_not_ranked(base, tmp_path):
     Dataset(data.items, users, events, data.card).save(tmp_path)
     run(SMALL | dict(epochs=1), dict(data=tmp_path), tmp_path)
     assert json.loads((tmp_path/'summary.json').read_text())['unranked'] == 1
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_an_item_that_nobody_met_is_no_negative(loss):
+    "As a negative it would be pushed down in every step, and every cold item would rank below chance."
+    user, item, split = ring(items=31)   # item 30 is met
+    keep = item != 30
+    keep[-1] = True
+    item = item.copy(); item[-1] = 30    # … by one user, in the test alone
+    log = user[keep], item[keep], split[keep]
+    task = task_of(log, embedding_size=16)
+    assert 30 not in task.known
+    model = model_of(log, embedding_size=16)
+    before = model.table.parts[0].weight[30].detach().clone()
+    train(model, task, SETTINGS | dict(loss=loss, epochs=2, negatives=8))
+    assert torch.equal(model.table.parts[0].weight[30].detach(), before) and not torch.equal(model.table.parts[0].weight[0].detach(), before)

@@ -100,7 +100,7 @@ class BinaryLoss(torch.autograd.Function):
         return grad_q*scale, grad_c*scale, None, None
 
 # %% ../../nbs/5_recommend/3_losses.ipynb #db6f0da3
-LOSSES = ('ce', 'sampled-softmax', 'gbce', 'bce')
+LOSSES = ('ce', 'sampled-softmax', 'gbce', 'bce', 'bpr')
 
 def draw_negatives(
     loss: str, # of LOSSES
@@ -108,10 +108,10 @@ def draw_negatives(
     n_targets: int, # positions in the batch
     negatives: int, # how many
     rng: np.random.Generator,
-) -> np.ndarray: # item codes: (k,) shared by the batch, without repetition; (n_targets, k) for bce; (0,) for ce
+) -> np.ndarray: # item codes: (k,) shared by the batch, without repetition; (n_targets, k) for bce and bpr; (0,) for ce
     "Uniform negatives; a shared sample never holds an item twice."
     if loss == 'ce': return np.empty(0, np.int64)
-    if loss == 'bce': return rng.integers(0, n_items, (n_targets, negatives))
+    if loss in ('bce', 'bpr'): return rng.integers(0, n_items, (n_targets, negatives))
     return rng.choice(n_items, min(negatives, n_items), replace=False, shuffle=False)
 
 # %% ../../nbs/5_recommend/3_losses.ipynb #94e249d6
@@ -126,9 +126,9 @@ def next_item_loss(
     "Mean loss over the positions of a batch; with `ce`, `rows` is the whole catalogue."
     positive = (queries*F.embedding(target, rows)).sum(1)
     if loss == 'ce': return SoftmaxLoss.apply(queries, rows, positive, target)
-    if loss == 'bce':
+    if loss in ('bce', 'bpr'):
         scores = torch.einsum('nd,nkd->nk', queries, F.embedding(negative, rows)).masked_fill(negative == target[:, None], float('-inf'))
-        return (F.softplus(-positive) + F.softplus(scores).sum(1)).mean()
+        return (F.softplus(-positive) + F.softplus(scores).sum(1)).mean() if loss == 'bce' else F.softplus(scores - positive[:, None]).mean()
     column = torch.full((len(rows),), -1, device=rows.device)
     column[negative] = torch.arange(len(negative), device=rows.device)
     others = F.embedding(negative, rows)
