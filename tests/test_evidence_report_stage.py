@@ -14,9 +14,9 @@ from recx.evidence.report import SECTIONS
 
 ARMS = {'ids': 0., 'moe': .35, 'moe · shuffled': 0., 'weak': dict(tail=.8), 'bad': -.6}
 STUDY = dict(name='simulated', title='Known effects', question='Does the bench find what was put in?', baseline='ids', size='full',
-             arms={'ids': dict(label='ids only', trials=[{'changes': {}, 'valid_ndcg@10': .1}]), 'moe': dict(label='MoE', trials=[{'changes': {}, 'valid_ndcg@10': .12}]),
-                   'moe · shuffled': dict(label='MoE · shuffled', placebo_of='moe', trials=[{'changes': {}, 'valid_ndcg@10': .1}]), 'weak': dict(label='tail only', trials=[{'changes': {}, 'valid_ndcg@10': .1}]),
-                   'bad': dict(label='worse', trials=[{'changes': {}, 'valid_ndcg@10': .1}])},
+             arms={'ids': dict(label='ids only', trials=[{'changes': {}, 'valid': .1}]), 'moe': dict(label='MoE', trials=[{'changes': {}, 'valid': .12}]),
+                   'moe · shuffled': dict(label='MoE · shuffled', placebo_of='moe', trials=[{'changes': {}, 'valid': .1}]), 'weak': dict(label='tail only', trials=[{'changes': {}, 'valid': .1}]),
+                   'bad': dict(label='worse', trials=[{'changes': {}, 'valid': .1}])},
              command='recx run simulated -p dataset parquet:/srv/anna/secret/beauty', settings=dict(data=dict(dataset_path='/srv/anna/secret/beauty')))
 
 
@@ -58,7 +58,7 @@ def test_every_file_is_there(full):
 
 def test_every_section_is_there_and_filled(full):
     html = (full[0]/'report.html').read_text()
-    for name in SECTIONS:
+    for name in SECTIONS.keys() - {'calibration', 'segments'}:   # for studies that have them
         body = re.search(rf'<section id="{name}">(.*?)</section>', html, re.S)
         assert body and len(re.sub('<[^>]+>', '', body[1])) + 1000*('<img' in body[1]) > 100, name
         assert f'href="#{name}"' in html
@@ -201,7 +201,7 @@ def test_a_run_on_other_data_is_refused(tmp_path):
     inputs = simulated(tmp_path, dict(ids=0., moe=.1), seeds=1, users=60)
     other = data_set(tmp_path/'other', users=60, seed=5)
     inputs['moe/0'] = run_of(tmp_path/'stray', other)
-    with pytest.raises(ValueError, match='moe/0: ranks for .* trained on another data set'): evidence(tmp_path/'e', inputs, study={})
+    with pytest.raises(ValueError, match='moe/0: answers for .* trained on another data set'): evidence(tmp_path/'e', inputs, study={})
     assert not list((tmp_path/'e').iterdir())
 
 

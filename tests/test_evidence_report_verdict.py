@@ -10,7 +10,7 @@ PROBABILITY = st.one_of(st.just(math.nan), st.floats(0, 1))
 LEVEL = st.floats(0, 1)
 DIFFERENCE = st.one_of(st.just(math.nan), st.floats(-1, 1))
 STUDY = dict(baseline='ids', arms={'ids': {}, 'moe': {}, 'moe · shuffled': dict(placebo_of='moe')}, family=[['moe', 'ids']], seeds=[0, 1], size='full')
-RUNS = pd.DataFrame(dict(arm=['ids', 'moe'], seed=[0, 0], stopped=['patience', 'patience'], valid=[.1, .2]))
+RUNS = pd.DataFrame(dict(arm=['ids', 'moe'], seed=[0, 0], stopped=['patience', 'patience'], valid=[.1, .2], chance=[0, 0], unanswered=[0, 0]))
 GATE = dict(arm='ids', status='unknown', metric='ndcg@10', value=.05, text='No reference value.')
 
 

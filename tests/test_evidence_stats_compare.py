@@ -32,6 +32,7 @@ def slowly(ranks, arm, other, metric, kind, stratum):
         if name == 'hr': return float(len(hits) > 0)
         if name == 'recall': return len(hits)/n
         if name == 'mrr': return (1/hits).max() if len(hits) else 0.
+        if name == 'map': return np.minimum(1, np.arange(1, len(hits) + 1)/np.sort(hits)).sum()/min(k, n)
         return (1/np.log2(1 + hits)).sum()/(1/np.log2(np.arange(2, min(k, n) + 2))).sum()
     table = part[part.arm.isin([arm, other])].groupby(['arm', 'seed', 'user'])['rank'].apply(of_user).unstack('user')
     a, b = table.loc[arm], table.loc[other]
@@ -95,7 +96,7 @@ def test_no_common_seed_is_an_error_that_names_them():
 
 
 def test_an_arm_without_ranks_is_an_error():
-    with pytest.raises(ValueError, match="no ranks of 'b'"): compare(world(arms=('ids', 'a', 'a · shuffled')), STUDY, **FAST)
+    with pytest.raises(ValueError, match="no rows of 'b'"): compare(world(arms=('ids', 'a', 'a · shuffled')), STUDY, **FAST)
 
 
 def test_one_seed_has_no_seed_level_test_and_says_so():
@@ -182,4 +183,4 @@ def test_aligned_joins_by_key():
     ranks = world(seeds=2)
     panel = aligned(ranks.sample(frac=1, random_state=3), ['ids', 'b'], ['share80'])
     one = ranks[(ranks.arm == 'b') & (ranks.seed == 1)].sort_values(['user', 'item'])
-    assert np.array_equal(panel.ranks[1, 1], one['rank'].to_numpy(np.float32)) and panel.strata.share80.tolist() == one.share80.tolist()
+    assert np.array_equal(panel.answers[1, 1], one['rank'].to_numpy(np.float32)) and panel.strata.share80.tolist() == one.share80.tolist()

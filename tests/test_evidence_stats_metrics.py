@@ -18,6 +18,7 @@ def slowly(kind, k, ranks):
     if kind == 'hr': return float(bool(hits))
     if kind == 'recall': return len(hits)/len(ranks)
     if kind == 'mrr': return 1/hits[0] if hits else 0.
+    if kind == 'map': return sum(min(1., j/r) for j, r in enumerate(hits, 1))/min(k, len(ranks))
     return sum(1/math.log2(1 + r) for r in hits)/sum(1/math.log2(1 + i) for i in range(1, min(k, len(ranks)) + 1))
 
 
@@ -54,7 +55,7 @@ def test_monotone_in_rank_and_in_cutoff(a, b, k, l):
 def test_one_event_recall_is_hit_rate_and_mrr_below_ndcg_below_hr():
     ranks, users = np.arange(1, 101), np.arange(100)
     v = {kind: per_user(f'{kind}@10', ranks, users, 100) for kind in KINDS}
-    assert (v['recall'] == v['hr']).all() and (v['mrr'] <= v['ndcg']).all() and (v['ndcg'] <= v['hr']).all()
+    assert (v['recall'] == v['hr']).all() and (v['map'] == v['mrr']).all() and (v['mrr'] <= v['ndcg']).all() and (v['ndcg'] <= v['hr']).all()
 
 
 def test_no_held_out_event_is_nan_not_zero():
@@ -77,6 +78,20 @@ def test_what_is_no_rank_is_an_error(rank):
 @pytest.mark.parametrize('name', ['ndcg', 'ndcg@', '@10', 'auc@10', 'ndcg@010', 'ndcg@10 ', 'ndcg@1.5'])
 def test_a_metric_without_its_cutoff_is_an_error(name):
     with pytest.raises(ValueError, match='metric='): parse_metric(name)
+
+
+def test_average_precision_of_the_textbook():
+    "Relevant documents at places 1, 3 and 6 of a list (Manning et al., 2008, ch. 8): precisions 1, 2/3, 1/2."
+    assert per_user('map@10', [6., 1., 3.], [0, 0, 0], 1)[0] == pytest.approx((1 + 2/3 + 1/2)/3)
+    assert per_user('map@2', [6., 1., 3.], [0, 0, 0], 1)[0] == pytest.approx(1/2)
+
+
+def test_two_events_in_one_place_have_no_precision_above_one(): assert per_user('map@10', [1., 1.], [0, 0], 1)[0] == 1
+
+
+@pytest.mark.parametrize('name', ['auc', 'gauc', 'logloss'])
+def test_a_metric_of_probabilities_takes_no_ranks(name):
+    with pytest.raises(ValueError, match='takes probabilities'): per_user(name, [1., 2.], [0, 1], 2)
 
 
 def test_arms_and_seeds_are_kept_as_axes():
