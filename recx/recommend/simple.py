@@ -12,7 +12,6 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 from ..data.dataset import Col, Dataset
-from ..data.parameters import within
 from .batches import HeldOut, held_out, hold_back
 from .given import Given
 from .ranking import ndcg
@@ -128,7 +127,6 @@ class Simple:
         self.dataset, self.params, self.n_items = dataset, params, len(dataset.items)
         for side in ('fusion', 'user_fusion'):
             if params[side] != 'id': raise ValueError(f"{side}={params[side]!r}: backbone={params['backbone']!r} uses no vectors; use {side}=id")
-        if params['backbone'] == 'item-knn': within('knn_neighbours', params['knn_neighbours'], 1, max(self.n_items - 1, 1), 'since no item is its own neighbour')
         user, item, split = dataset.codes()
         train = hold_back(split, user, params['hold_back']) == 0
         if not train.any(): raise ValueError('training: there is not one event to count; lower hold_back, or hold out less')
