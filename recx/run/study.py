@@ -42,6 +42,7 @@ class Study:
     placebos: tuple = tuple(PLACEBOS) # made of the best arm with vectors; () for none
     labels: dict = field(default_factory=dict) # arm → how the report calls it
     needs: dict = field(default_factory=dict) # arm → parameter that the person has to give, such as a language model; without it the arm is left out
+    own: dict = field(default_factory=dict) # parameters of the study notebook itself that shape its arms, where they were given: they stand in the command and in the report's name
     family: tuple = () # declared comparisons (arm, other arm), corrected together; (): every arm with the baseline
     simple: tuple = tuple(SIMPLE) # arms that learn next to nothing, so that nobody mistakes a poor baseline for a hard problem; () for none, as where there is nothing to rank
 
@@ -179,7 +180,7 @@ def command_of(
 ) -> str: # for the report
     "The command that repeats `run`; folders are shown by their last name."
     word = lambda value: shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))
-    words = ''.join(f' -p {name} {word(shown(name, value))}' for name, value in run.overrides.items())
+    words = ''.join(f' -p {name} {word(shown(name, value))}' for name, value in (run.study.own | run.overrides).items())
     return f'recx run {run.study.name} --size {run.size}{words}'
 
 def declaration(
@@ -232,7 +233,7 @@ def report_folder(
     run: Run,
 ) -> Path:
     "Where the report of `run` goes."
-    extra = [f'{name}={shown(name, value)}' for name, value in run.overrides.items() if name != 'dataset']
+    extra = [f'{name}={shown(name, value)}' for name, value in (run.study.own | run.overrides).items() if name != 'dataset']
     name = '--'.join([run.study.name, str(shown('dataset', run.shared['dataset'])), run.size, *extra])
     safe = ''.join(c if c.isalnum() or c in '-=._' else '-' for c in name)
     return home()/'reports'/(safe if len(safe) < 120 else f'{safe[:100]}--{digest(run.overrides)}')
