@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DASH', 'MINUS', 'SPACE', 'WORTH', 'CLICK_WORTH', 'GATE', 'FEW_USERS', 'ORDER', 'TONES', 'number', 'percent',
            'interval', 'p_value', 'seconds', 'memory', 'count', 'metric_name', 'lower_said', 'margin', 'widest', 'Call',
-           'call', 'Outcome', 'find_row', 'outcome', 'name_of', 'joined', 'meaning', 'over', 'whereabouts',
+           'call', 'Outcome', 'find_row', 'outcome', 'name_of', 'joined', 'meaning', 'over', 'gained', 'whereabouts',
            'tests_said', 'size_said', 'compared', 'sentences', 'with_simple', 'simple_said', 'gate_said', 'against',
            'size_cautions', 'tie_cautions', 'tuning_cautions', 'training_cautions', 'cold_cautions', 'left_cautions',
            'class_cautions', 'counted', 'declared', 'preferred', 'headline', 'Verdict', 'entry', 'judge']
@@ -139,7 +139,7 @@ def call(
     low, high = widest(row)
     if all(passed.values()) and low <= 0 <= high: return Call('inconclusive')
     if any(passed.values()): return Call('better' if row['diff']*direction(row['metric']) > 0 else 'worse', ' and '.join(unit for unit, ok in passed.items() if ok))
-    if not math.isfinite(low): return Call('not testable')
+    if not math.isfinite(low): return Call('inconclusive' if math.isfinite(row['p_user_adj']) else 'not testable')   # against a baseline of zero there is no relative gain to bound
     return Call('no difference shown' if -margin(row)[0] <= low and high <= margin(row)[0] else 'inconclusive')
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #cbd5fc8d
@@ -227,13 +227,19 @@ def over(
     other = {'users': ', not shown over seeds', 'seeds': ', not shown over users'}.get(c.unit, '')
     return f'{c.word} over {c.unit}{other}' if c.unit else c.word
 
+def gained(
+    row: dict, # of the results
+) -> str: # '+3.1 %'; the two values where the other one is zero
+    "A difference in one word."
+    return percent(row['rel']) if math.isfinite(row['rel']) else f"{number(row['mean'])} against {number(row['mean_baseline'])}"
+
 def whereabouts(
     o: Outcome,
 ) -> str: # a sentence; '' without strata
     "In which strata the difference shows, with the n of each."
     if not o.strata: return ''
-    parts = [f"{stratum} (n{SPACE}={SPACE}{count(r['n_users'])}) {percent(r['rel'])}, {over(c)}" for stratum, c, r in o.strata]
-    if all(c == o.call for _, c, _ in o.strata): return f'It is {o.call.word} in every stratum of the target item (exploratory): ' + joined([f"{stratum} (n{SPACE}={SPACE}{count(r['n_users'])}) {percent(r['rel'])}" for stratum, _, r in o.strata]) + '.'
+    parts = [f"{stratum} (n{SPACE}={SPACE}{count(r['n_users'])}) {gained(r)}, {over(c)}" for stratum, c, r in o.strata]
+    if all(c == o.call for _, c, _ in o.strata): return f'It is {o.call.word} in every stratum of the target item (exploratory): ' + joined([f"{stratum} (n{SPACE}={SPACE}{count(r['n_users'])}) {gained(r)}" for stratum, _, r in o.strata]) + '.'
     return 'By stratum of the target item (exploratory): ' + '; '.join(parts) + '.'
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #abcd7425
