@@ -23,7 +23,7 @@ run: install
 
 test: dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 export: dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'nbdev_export && nbdev_clean && python .ci/readme.py'
