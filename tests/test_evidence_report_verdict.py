@@ -67,7 +67,7 @@ def test_an_arm_that_does_not_gain_is_never_called_a_gain_of_meaning():
 def test_numbers_look_alike_everywhere():
     assert [number(x) for x in (0., 1., -.05, 12.5)] == ['.0000', '1.0000', '−.0500', '12.5000']
     assert [p_value(p).replace('\xa0', ' ') for p in (.0004, .0005, .05, .9994, .9996)] == ['p < .001', 'p = .001', 'p = .050', 'p = .999', 'p > .999']
-    assert percent(.1).replace('\xa0', ' ') == '+10.0 %' and interval(math.nan, 1) == '–' and seconds(math.inf) == '–'
+    assert percent(1e308) == '–' and percent(.1).replace('\xa0', ' ') == '+10.0 %' and interval(math.nan, 1) == '–' and seconds(math.inf) == '–'
     assert [seconds(s).replace('\xa0', ' ') for s in (0., 9.94, 9.96, 119.6, 3599.7)] == ['0.0 s', '9.9 s', '10 s', '2 min 00 s', '1 h 00 min']
 
 
