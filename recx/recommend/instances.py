@@ -10,7 +10,6 @@ __all__ = ['CUSTOM', 'REPEATS', 'BINS', 'FILLING', 'UNSEEN', 'MISSING', 'FIRST',
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from ..data.dataset import Col, Dataset
 from ..data.parameters import known
 
@@ -92,6 +91,7 @@ def auc(
 ) -> float: # in [0, 1]; .5 by chance
     "Area under the ROC curve, by ranks."
     positives, n = int((label > 0).sum()), len(label)
+    from scipy.stats import rankdata   # here: it takes a second, which models that rank need not wait for
     return float((rankdata(score)[label > 0].sum() - positives*(positives + 1)/2)/(positives*(n - positives)))
 
 # %% ../../nbs/5_recommend/1_clicks.ipynb #a65bbd37
