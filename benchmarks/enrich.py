@@ -48,7 +48,7 @@ def main():
         folder = Path(folder)
         catalogue(folder, given['items'])
         env = os.environ | dict(RECX_STORE=str(folder/'store'), RECX_LLM_KEY='none', PYTHONUNBUFFERED='1')
-        wishes = dict(dataset=f'parquet:{folder}', catalogue='all', on_duplicates='keep', describe='summary', llm='served', llm_base=server.base, llm_price='0.1/0.4', llm_concurrency=given['capacity'])
+        wishes = dict(dataset=f'parquet:{folder}', catalogue='all', on_duplicates='keep', describe='summary', llm='served', llm_base=server.base, llm_price='0.1/0.4', llm_budget=100., llm_concurrency=given['capacity'])
         words = [str(Path(sys.executable).parent/'recx'), 'enrich', '--features', str(folder/'features'), *(w for name, value in wishes.items() for w in ('-p', name, str(value)))]
         told, seconds = run([*words, '--estimate', '--expect', '60'], env)
         print(f'price beforehand, {seconds:.1f} s:\n{told}')
