@@ -39,7 +39,7 @@ def make_card(
     user, item, split = data.codes()
     sizes = {name: int((split == code).sum()) for code, name in enumerate(SPLITS)}
     cold, tested = ~data.train_items[item[split == 2]], np.unique(user[split == 2])
-    about = {'display': raw.about['name'], 'licence': 'not stated by the source', 'source': '', 'citation': '', 'banner': '', 'notes': []} | raw.about
+    about = {'display': raw.about['name'], 'licence': 'not stated by the source', 'source': '', 'citation': '', 'banner': '', 'domain': '', 'notes': []} | raw.about
     return {**about, **({} if raw.about.get('licence') else recognised(raw)), 'users': len(data.users), 'items': len(data.items), 'events': len(data.events), **sizes,
             'density': round(len(data.events)/(len(data.users)*len(data.items)), 6), 'mean_history': round(len(data.events)/len(data.users), 2),
             'test_users': len(tested), 'cold_users': int((data.user_counts[tested] == 0).sum()), 'cold_items': int((~data.train_items).sum()), 'cold_test_share': round(float(cold.mean()), 6) if len(cold) else None, 'cold_test_events': int(cold.sum()),
@@ -52,7 +52,7 @@ def show(
     "The card as text for a terminal."
     share = lambda s, unknown: unknown if s is None else f'{100*s:.1f} %'
     unlearned = f", visible history of held-out users {card['history']:,}" if card['history'] else ''
-    times = {'seconds': 'seconds', 'relative': "seconds since each user's first event", 'position': 'none, only the order of events'}
+    times = {'seconds': 'seconds', 'relative': "seconds since each user's first event", 'position': 'none, only the order of events', 'none': 'none, and no order of events'}
     lines = [card['display'] + (f"  [{card['banner']}]" if card['banner'] else ''), '',
              f"users      {card['users']:,} ({card['test_users']:,} with test events, {card['users_only_train']:,} in training only, {card['cold_users']:,} in test without training)",
              f"items      {card['items']:,} ({card['cold_items']:,} without a training event)",
@@ -62,6 +62,7 @@ def show(
              f"cold       {share(card['cold_test_share'], 'none')} of the test events are of items never seen in training",
              f"text       {', '.join(card['text_columns'])}"]
     lines += [f"held out   {card[f'held_{what}']:,} {what} are kept out of training altogether" for what in ('items', 'users') if card[f'held_{what}']]
+    lines += [f"strangers  {card[f'unknown_{what}']:,} {what} of the log are in no table" for what in ('users', 'items') if card[f'unknown_{what}']]
     lines += [f"dropped    {s['dropped']:,} events by {s['step']}" for s in card['steps'] if s['dropped']]
     lines += [f'note       {note}' for note in card['notes']]
     lines += [f"{label:10} {card[key]}" for label, key in (('licence', 'licence'), ('source', 'source'), ('cite', 'citation')) if card[key]]

@@ -4,44 +4,65 @@
 
 # %% auto #0
 __all__ = ['dataset', 'dataset_path', 'min_value', 'kcore', 'min_history', 'max_history', 'split_by', 'valid_share', 'test_share',
-           'cold_items', 'cold_users', 'cold_seed', 'ties', 'ties_seed', 'catalogue', 'on_duplicates', 'on_unresolved',
-           'toy_users', 'toy_items', 'toy_seed', 'inputs', 'out', 'READERS', 'SPELLED', 'named', 'locate', 'check',
-           'read', 'external', 'run', 'small']
+           'split_seed', 'cold_items', 'cold_users', 'cold_seed', 'ties', 'ties_seed', 'catalogue', 'on_duplicates',
+           'on_unresolved', 'on_unknown_users', 'item_level', 'toy_users', 'toy_items', 'toy_seed', 'sim_users',
+           'sim_items', 'sim_events', 'sim_l1', 'sim_l2', 'sim_l3', 'sim_text', 'sim_text_noise', 'sim_segments',
+           'sim_popularity', 'sim_seed', 'inputs', 'out', 'READERS', 'FOLDERS', 'SPELLED', 'SIMULATED', 'TWIN', 'named',
+           'locate', 'check', 'refuse_part', 'read', 'keep_planted', 'twin', 'external', 'run', 'small']
 
-# %% ../../nbs/1_data/0_stage.ipynb #ce0382cf
+# %% ../../nbs/1_data/0_stage.ipynb #36e9d458
+import shutil, tempfile
 from pathlib import Path
 from .amazon import amazon_files, amazon_members, read_amazon
 from .card import make_card
 from .dataset import Dataset, Raw
+from .hm import HM_ROWS, ITEM_LEVEL, hm_files, read_hm
+from .kkbox import KKBOX_ROWS, kkbox_files, read_kkbox
 from .movielens import movielens_files, read_movielens
 from .parameters import declared, one_of, smoke, typed_all, within
-from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNRESOLVED, SPLIT_BY, TIES, prepare
+from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNKNOWN_USERS, ON_UNRESOLVED, SPLIT_BY, TIES, prepare, refuse_split
 from .recbole import read_recbole, recbole_files
 from .sources import fetch, resolve, search, sha256
 from .tables import read_tables, tables_files
 from .toy import make_toy
+from .twins import check_twin, make_fashion, make_music
+from .xrec import read_xrec, xrec_files
 
-# %% ../../nbs/1_data/0_stage.ipynb #5e924b10
-dataset: str = 'toy'  # toy, ml-100k, ml-1m, ml-latest-small, amazon-2014:NAME, amazon-2018:NAME, amazon-2023:NAME, recbole:DIR, parquet:DIR
+# %% ../../nbs/1_data/0_stage.ipynb #72b59fda
+dataset: str = 'toy'  # toy, ml-100k, ml-1m, ml-latest-small, hm, kkbox, sim-fashion, sim-music, amazon-2014:NAME, amazon-2018:NAME, amazon-2023:NAME, recbole:DIR, parquet:DIR, xrec:DIR
 dataset_path: str = ''  # folder or zip file to read the data set from, instead of searching for it; not checked against known checksums
 min_value: float = 0.0  # drop events with a smaller value, such as ratings below 4; 0: keep all
 kcore: int = 0  # least events per user and per item, applied until nothing changes; 0: no core
 min_history: int = 3  # drop users with fewer events
 max_history: int = 0  # keep only the last events of each user; 0: all
-split_by: str = 'leave-one-out'  # leave-one-out, time (one cut for all), ratio (of each user)
-valid_share: float = 0.1  # share of validation events, for time and ratio
-test_share: float = 0.1  # share of test events, for time and ratio
+split_by: str = 'leave-one-out'  # leave-one-out, time (one cut for all), ratio (of each user), week (the last seven days of the log; held-out weeks are baskets), random (each event by lot, where there is no time)
+valid_share: float = 0.1  # share of validation events, for time, ratio and random
+test_share: float = 0.1  # share of test events, for time, ratio and random
+split_seed: int = 0  # of random
 cold_items: float = 0.0  # share of the items held out of training altogether, to be asked for in the test
 cold_users: float = 0.0  # share of the users held out of training; what they did before stays visible as their history
 cold_seed: int = 0  # of both draws
 ties: str = 'file'  # order of events of equal time: file, shuffle
 ties_seed: int = 0  # of the shuffle
 catalogue: str = 'interacted'  # which items are ranked: interacted (with events), all (of the item table)
-on_duplicates: str = 'error'  # events that repeat user, item and time: error, first, keep
+on_duplicates: str = 'error'  # events that repeat user, item and time: error, first, keep, units (one event whose value is their number)
 on_unresolved: str = 'error'  # events whose item is not in the item table: error, drop
+on_unknown_users: str = 'keep'  # events whose user is not in the user table, where there is one: keep, drop, error
+item_level: str = 'article'  # hm, sim-fashion: what is recommended: article (one colour of a product), product
 toy_users: int = 300  # people of the toy
 toy_items: int = 200  # films of the toy
 toy_seed: int = 0  # of the toy
+sim_users: int = 400  # sim-fashion, sim-music: people
+sim_items: int = 300  # articles or songs
+sim_events: int = 12_000  # purchases or encounters
+sim_l1: float = 1.0  # strength of the product layer in what people do; 0: it moves nobody
+sim_l2: float = 1.0  # strength of the perceptual layer
+sim_l3: float = 1.0  # strength of the theory layer
+sim_text: float = 1.0  # share of the items whose text and columns show what moves people; at 0 they say nothing of it
+sim_text_noise: float = 0.1  # share of words that are replaced
+sim_segments: str = '0.4,0.35,0.25'  # shares of L1-, L2- and L3-dominant people
+sim_popularity: float = 1.0  # strength of the long tail; 0: all items are met alike
+sim_seed: int = 0  # of the simulation
 inputs: dict = {}  # none: this is the first stage
 out: str = ''  # folder to write into; empty: a temporary folder
 
@@ -49,10 +70,15 @@ out: str = ''  # folder to write into; empty: a temporary folder
 READERS = {
     **{kind: (movielens_files, read_movielens) for kind in ('ml-100k', 'ml-1m', 'ml-latest-small')},
     **{kind: (amazon_files, read_amazon) for kind in ('amazon-2014', 'amazon-2018', 'amazon-2023')},
+    **{kind: (hm_files, read_hm) for kind in ('hm', 'sim-fashion')},
+    **{kind: (kkbox_files, read_kkbox) for kind in ('kkbox', 'sim-music')},
     'recbole': (recbole_files, read_recbole),
     'parquet': (tables_files, read_tables),
+    'xrec': (xrec_files, read_xrec),
 } # kind → which files, how to read them
-SPELLED = ('toy', 'ml-100k', 'ml-1m', 'ml-latest-small', 'amazon-2014:NAME', 'amazon-2018:NAME', 'amazon-2023:NAME', 'recbole:DIR', 'parquet:DIR')
+FOLDERS = ('recbole', 'parquet', 'xrec') # kinds that name a folder
+SPELLED = ('toy', 'ml-100k', 'ml-1m', 'ml-latest-small', 'hm', 'kkbox', 'sim-fashion', 'sim-music', 'amazon-2014:NAME', 'amazon-2018:NAME', 'amazon-2023:NAME', *(f'{kind}:DIR' for kind in FOLDERS))
+SIMULATED = {'toy': make_toy, 'sim-fashion': make_fashion, 'sim-music': make_music} # kind → who generates it
 
 # %% ../../nbs/1_data/0_stage.ipynb #cd89ce45
 def named(
@@ -61,20 +87,20 @@ def named(
 ) -> tuple: # kind, what stands behind the colon
     "Take the name of a data set apart, and refuse what is none."
     kind, colon, rest = dataset.partition(':')
-    spelled = f"{kind}{colon}{('DIR' if kind in ('recbole', 'parquet') else 'NAME') if colon else ''}"
+    spelled = f"{kind}{colon}{('DIR' if kind in FOLDERS else 'NAME') if colon else ''}"
     if spelled not in SPELLED: one_of('dataset', dataset, SPELLED)
-    if colon and not rest: raise ValueError(f"dataset={dataset!r}: nothing behind the colon; write {'a folder, such as parquet:some/folder' if kind in ('recbole', 'parquet') else f'a category, such as {kind}:Beauty'}")
-    if dataset_path and kind in ('toy', 'recbole', 'parquet'): raise ValueError(f"dataset_path={dataset_path!r}: {'the toy is generated' if kind == 'toy' else f'{kind}: names its folder itself'}; leave dataset_path empty")
+    if colon and not rest: raise ValueError(f"dataset={dataset!r}: nothing behind the colon; write {'a folder, such as parquet:some/folder' if kind in FOLDERS else f'a category, such as {kind}:Beauty'}")
+    if dataset_path and kind in (*SIMULATED, *FOLDERS): raise ValueError(f"dataset_path={dataset_path!r}: {('the toy' if kind == 'toy' else kind) + ' is generated' if kind in SIMULATED else f'{kind}: names its folder itself'}; leave dataset_path empty")
     return kind, rest
 
 # %% ../../nbs/1_data/0_stage.ipynb #9f38b1c7
 def locate(
-    params: dict, # dataset, dataset_path
+    params: dict, # dataset, dataset_path, item_level
 ) -> tuple: # kind, arguments of its two functions
-    "Find the raw files; MovieLens is fetched where it is not at hand."
+    "Find the raw files; MovieLens is fetched where it is not at hand, and so is Kaggle's where its client and a key are."
     kind, rest = named(params['dataset'], params['dataset_path'])
-    if kind in ('recbole', 'parquet'): return kind, (resolve(rest, f"dataset={params['dataset']!r}"),)
-    more = (kind, rest) if rest else (kind,)
+    if kind in FOLDERS: return kind, (resolve(rest, f"dataset={params['dataset']!r}"),)
+    more = (kind, rest) if rest else (kind, params['item_level']) if kind == 'hm' else (kind,)
     if params['dataset_path']: return kind, (resolve(params['dataset_path'], f"dataset_path={params['dataset_path']!r}"), *more)
     if not rest: return kind, (fetch(kind), *more)
     members = amazon_members(kind, rest)
@@ -83,6 +109,8 @@ def locate(
     raise FileNotFoundError(f"dataset={params['dataset']!r}: {' and '.join(f'{m}.gz' for m in members)} not found in data/raw, in the folder of RECX_DATA or in shared/data; put them there, or name their folder by dataset_path")
 
 # %% ../../nbs/1_data/0_stage.ipynb #c0d5132c
+TWIN = ('users', 'items', 'events', 'l1', 'l2', 'l3', 'text', 'text_noise', 'segments', 'popularity', 'seed') # parameters sim_…
+
 def check(
     params: dict, # all parameters of this stage
 ) -> None:
@@ -90,30 +118,65 @@ def check(
     typed_all(params, globals())
     kind, _ = named(params['dataset'], params['dataset_path'])
     if params['catalogue'] == 'all' and kind.startswith('amazon'): raise ValueError("catalogue='all': the metadata of Amazon hold millions of products that nobody in the log has reviewed, and are read for the reviewed ones alone; use catalogue='interacted'")
-    for name, options in dict(split_by=SPLIT_BY, ties=TIES, catalogue=CATALOGUE, on_duplicates=ON_DUPLICATES, on_unresolved=ON_UNRESOLVED).items(): one_of(name, params[name], options)
-    for name in ('min_value', 'kcore', 'min_history', 'max_history', 'ties_seed', 'toy_seed', 'cold_seed'): within(name, params[name], 0)
+    for name, options in dict(split_by=SPLIT_BY, ties=TIES, catalogue=CATALOGUE, on_duplicates=ON_DUPLICATES, on_unresolved=ON_UNRESOLVED, on_unknown_users=ON_UNKNOWN_USERS, item_level=ITEM_LEVEL).items(): one_of(name, params[name], options)
+    if kind not in ('recbole', 'parquet'): refuse_split(params['split_by'], 'none' if kind in ('kkbox', 'sim-music', 'xrec') else 'seconds')
+    if params['item_level'] != 'article' and kind not in ('hm', 'sim-fashion'): raise ValueError(f"item_level={params['item_level']!r}: only hm and sim-fashion have articles of products, {kind} has not; leave item_level='article'")
+    for name in ('min_value', 'kcore', 'min_history', 'max_history', 'ties_seed', 'toy_seed', 'cold_seed', 'split_seed', 'sim_seed'): within(name, params[name], 0)
     if params['max_history']: within('max_history', params['max_history'], 3, why='since a user needs an event each to train, validate and test on; 0 keeps all')
     for name in ('valid_share', 'test_share'): within(name, params[name], .001, .9)
     for name in ('cold_items', 'cold_users'): within(name, params[name], 0, .9, 'since something must be left to train on')
     within('valid_share + test_share', params['valid_share'] + params['test_share'], high=.9, why='since something must be left to train on')
     within('toy_users', params['toy_users'], 20, 100_000)
     within('toy_items', params['toy_items'], 40, 10_000)
+    check_twin({name: params[f'sim_{name}'] for name in TWIN})
+
+# %% ../../nbs/1_data/0_stage.ipynb #819a3bc9
+def refuse_part(
+    raw: Raw,
+    full: dict, # file → rows
+) -> Raw: # the same
+    "Refuse files under the name of a data set that are not all of it."
+    wrong = {} if 'banner' in raw.about else {name: n for name, n in full.items() if raw.about['rows'][name] != n}
+    if wrong: raise ValueError(f"{raw.about['name']}: " + ', '.join(f"{name} has {raw.about['rows'][name]:,} rows, and not {n:,}" for name, n in wrong.items()) + '; fetch the file again, or name its folder by dataset_path to read it as it is')
+    return raw
 
 # %% ../../nbs/1_data/0_stage.ipynb #4f6595a7
 def read(
-    params: dict, # dataset, dataset_path, toy_…
+    params: dict, # dataset, dataset_path, item_level, toy_…
 ) -> Raw:
-    "The raw log of the data set that `params` name."
+    "The raw log of the data set that `params` name, of people or of the toy."
     if params['dataset'] == 'toy': return make_toy(params['toy_users'], params['toy_items'], params['toy_seed'])
     kind, where = locate(params)
-    return READERS[kind][1](*where)
+    raw = READERS[kind][1](*where)
+    full = {'hm': HM_ROWS, 'kkbox': KKBOX_ROWS}.get(kind)
+    return refuse_part(raw, full) if full and not params['dataset_path'] else raw
+
+# %% ../../nbs/1_data/0_stage.ipynb #13df0c06
+def keep_planted(
+    place: Path, # folder that may hold `planted`, as a twin's does
+    out: str | Path, # existing folder
+) -> None:
+    "Lay the planted truth of a twin beside the data set."
+    for path in sorted((place/'planted').glob('*')): shutil.copyfile(path, Path(out)/f'planted_{path.name}')
+
+# %% ../../nbs/1_data/0_stage.ipynb #c4a86462
+def twin(
+    params: dict, # dataset, item_level, sim_…
+    out: str | Path, # existing folder
+) -> Raw:
+    "Generate a twin, read it, and keep the truth about it."
+    kind = params['dataset']
+    with tempfile.TemporaryDirectory(prefix='twin-', dir=out) as folder:
+        place = SIMULATED[kind](folder, **{name: params[f'sim_{name}'] for name in TWIN})
+        keep_planted(place, out)
+        return READERS[kind][1](place, kind, *([params['item_level']] if kind == 'sim-fashion' else []))
 
 # %% ../../nbs/1_data/0_stage.ipynb #153f422e
 def external(
     params: dict, # all parameters of this stage
 ) -> dict: # file name → sha256
-    "Checksums of the raw files as they lie on disk; the toy has none."
-    if params['dataset'] == 'toy': return {}
+    "Checksums of the raw files as they lie on disk; what is generated has none."
+    if params['dataset'] in SIMULATED: return {}
     kind, where = locate(params)
     return {path.name: sha256(path) for path in READERS[kind][0](*where)}
 
@@ -122,9 +185,10 @@ def run(
     params: dict, # all parameters of this stage
     inputs: dict, # none
     out: str | Path, # existing folder to write into
-) -> Path: # `out`, with the six files of a data set
+) -> Path: # `out`, with the six files of a data set, and the planted truth of a simulated one
     "Read, prepare, describe and save a data set."
-    raw = read(params)
+    raw = twin(params, out) if params['dataset'] in ('sim-fashion', 'sim-music') else read(params)
+    if params['dataset'] in ('hm', 'kkbox'): keep_planted(locate(params)[1][0], out)
     data = prepare(raw, params)
     data.card = make_card(raw, data, params, external(params))
     return data.save(out)
