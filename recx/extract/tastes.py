@@ -17,6 +17,7 @@ from scipy import sparse
 from ..data.dataset import Col
 from ..data.parameters import within
 from .vectors import UnknownIds, Vectors, named
+from ..text.histories import visible_events
 from ..text.texts import NO_TEXT, text_hash
 
 # %% ../../nbs/3_extract/9_tastes.ipynb #7400a49d
@@ -91,7 +92,7 @@ def check_events(
     "Refuse events that lack a column, an id, a time or a usable weight, and those that are held out."
     lacking = [c for c in (Col.USER, Col.ITEM, Col.TIME) + (Col.VALUE,)*by_value if c not in events]
     if lacking: raise ValueError(f"events: column {lacking[0]!r} is missing, there are {', '.join(map(str, events.columns))}")
-    if Col.SPLIT in events and (events[Col.SPLIT] != 'train').any(): raise ValueError(f"events: {int((events[Col.SPLIT] != 'train').sum())} of {len(events)} are held out; tastes are formed of training events: keep split == 'train'")
+    if Col.SPLIT in events and (held := events[Col.SPLIT].isin(('valid', 'test'))).any(): raise ValueError(f"events: {int(held.sum())} of {len(events)} are held out; tastes are formed of what was done before: keep split 'train' and 'history'")
     if events[[Col.USER, Col.ITEM]].isna().any(axis=None): raise ValueError(f'events: {int(events[[Col.USER, Col.ITEM]].isna().any(axis=1).sum())} rows lack a user or an item; remove them')
     if not pd.api.types.is_integer_dtype(events[Col.TIME]): raise ValueError(f"events: column 'time' is {events[Col.TIME].dtype}; give whole seconds or positions, none missing")
     if by_value and not ((events[Col.VALUE] > 0) & np.isfinite(events[Col.VALUE])).all(): raise ValueError('events: by_value needs values above 0; leave out the events that count for nothing, or set by_value=False')
@@ -193,7 +194,7 @@ def start_tastes(
 ) -> Tastes: # of all users of the data set, in their order
     "The state after the training events of a data set."
     empty = no_tastes(dataset.user_ids, vectors, half_life, by_value, dataset.card.get('time_kind', 'seconds'))
-    return update_tastes(empty, dataset.events[dataset.events[Col.SPLIT] == 'train'], vectors)
+    return update_tastes(empty, visible_events(dataset), vectors)
 
 # %% ../../nbs/3_extract/9_tastes.ipynb #3ad3c06c
 def taste_vectors(

@@ -17,7 +17,7 @@ from .answers import Request
 from .clusters import cluster, describe_clusters, directions, join_clusters, medoids
 from .embed import embed
 from .flatten import declared_columns, flatten_items
-from .histories import time_said
+from .histories import time_said, visible_events
 from .items import head
 from .knowledge import FACTORS, NOUNS, answer_form, facts_requests, history_said, knowledge_texts, reasoning_requests, scenario_of, shown_histories
 from .prompts import Prompt
@@ -46,12 +46,12 @@ def item_vectors(
 def user_vectors(
     dataset, # recx.data.dataset.Dataset
     vectors: np.ndarray, # (items, d), in the order of dataset.items
-    users: list[str], # with at least one training event each
+    users: list[str], # with at least one visible event each
 ) -> np.ndarray: # float32 (users, d), rows of length 1
-    "The mean of the vectors of all items that each user met in training."
+    "The mean of the vectors of all items that each user met before the held-out events."
     user, item, split = dataset.codes()
-    sums = np.zeros((len(dataset.users), vectors.shape[1]))
-    np.add.at(sums, user[split == 0], vectors[item[split == 0]])
+    sums, seen = np.zeros((len(dataset.users), vectors.shape[1])), np.isin(split, (0, 3))   # 3: the history of users held out of training
+    np.add.at(sums, user[seen], vectors[item[seen]])
     return directions(sums[pd.Index(dataset.user_ids).get_indexer(users)])
 
 # %% ../../nbs/2_text/9_collective.ipynb #04004023
@@ -137,11 +137,11 @@ def collective(
 # %% ../../nbs/2_text/9_collective.ipynb #f3294760
 def group_cutoffs(
     dataset, # recx.data.dataset.Dataset
-    users: list[str], # with at least one training event each
+    users: list[str], # with at least one visible event each
     labels: np.ndarray, # their clusters
 ) -> dict: # user → ISO time, or position
-    "The time of the last training event in each user's group."
-    events = dataset.events[dataset.events[Col.SPLIT] == 'train']
+    "The time of the last visible event in each user's group."
+    events = visible_events(dataset)
     last = pd.Series(events.groupby(Col.USER, sort=False)[Col.TIME].last().loc[users].to_numpy()).groupby(labels).max()
     return {user: time_said(last[c], dataset.card.get('time_kind', 'seconds')) for user, c in zip(users, labels)}
 
