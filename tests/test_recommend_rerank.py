@@ -11,7 +11,7 @@ from recx.data.dataset import Dataset
 from recx.data.parameters import declared
 from recx.data.prepare import prepare
 from recx.data.toy import make_toy
-from recx.recommend.batches import HeldOut, held_out
+from recx.recommend.batches import HeldOut, Windows, held_out
 from recx.recommend.given import Given
 from recx.recommend.lists import DLCM, LIST_BACKBONES, PRM
 from recx.recommend.nextitem import NextItem
@@ -117,6 +117,13 @@ def test_untrained_it_leaves_every_list_as_it_is(backbone):
     assert float(last.grad.abs().sum()) > 0   # and it can leave that state
 
 
+def after(seen, target):
+    "Held-out events, each after the events that it is given."
+    stop = np.cumsum([len(s) for s in seen])
+    first = np.r_[0, stop[:-1]]
+    return HeldOut(Windows(np.concatenate(seen).astype(np.int64), first, stop), np.arange(len(target)), target, first)
+
+
 # Lists -----------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=40, deadline=None)
@@ -126,7 +133,7 @@ def test_lists_against_a_sort(length, events, seed):
     queries, table = rng.normal(size=(events, 3)).astype(np.float32), rng.normal(size=(9, 3)).astype(np.float32)
     target = rng.integers(0, 9, events)
     seen = [np.setdiff1d(rng.choice(9, rng.integers(0, 9), replace=False), [t]) for t in target]
-    held = HeldOut(None, np.arange(events), target, np.r_[0, np.cumsum([len(s) for s in seen])], np.concatenate(seen).astype(np.int64))
+    held = after(seen, target)
     items, scores = lists_of(torch.from_numpy(queries), torch.from_numpy(table), held, length, block=5)
     for row, (query, out) in enumerate(zip(queries, seen)):
         order = [i for i in np.argsort(-(table @ query), kind='stable') if i not in out][:length]
@@ -138,7 +145,7 @@ def test_ranks_against_the_whole_order_written_out():
     rng = np.random.default_rng(0)
     queries, table, target, n = torch.randn(80, 4), torch.randn(30, 4), rng.integers(0, 30, 80), 8
     seen = [np.setdiff1d(rng.choice(30, 10, replace=False), [t]) for t in target]
-    held = HeldOut(None, np.arange(80), target, np.r_[0, np.cumsum([len(s) for s in seen])], np.concatenate(seen).astype(np.int64))
+    held = after(seen, target)
     lists = make_lists(lambda h: (queries, table), held, np.arange(80), n)
     fresh = rng.normal(size=(80, n)).astype(np.float32)
     ranks = new_ranks(fresh, lists)
@@ -247,7 +254,7 @@ def test_held_back_events_are_nobodys_training_events():
     data = prepare(make_toy(), DATA | dict(cold_users=.2))
     user, item, split = data.codes()
     for n in (1, 3):
-        held = held_back(data, n, 50)
+        held = held_back(data, dict(hold_back=n), 50)
         windows = NextItem(data, PARAMS | dict(backbone='sasrec', fusion='id', hold_back=n)).windows
         taught = {i for a, b in zip(windows.start, windows.stop) for i in range(a, b)}
         assert len(held) and not taught & set(held.row) and (split[held.row] == 0).all() and (held.windows.stop == held.row).all()
@@ -263,7 +270,7 @@ def test_refusals(change, said):
 
 def test_without_a_first_stage_or_one_that_ranks_nothing():
     data, parcel, _ = planted()
-    with pytest.raises(ValueError, match="needs the input 'first'.*backbone=mf and hold_back=2"): Rerank(data, PARAMS).model(Given(items=parcel.items, layers=parcel.layers))
+    with pytest.raises(ValueError, match="needs the input 'first'.*backbone=mf, hold_back=2"): Rerank(data, PARAMS).model(Given(items=parcel.items, layers=parcel.layers))
     first, _ = parcel.models['first']
     clicks = SimpleNamespace(params=first.params)
     with pytest.raises(ValueError, match='ranks no catalogue'): Rerank(data, PARAMS).model(Given(items=parcel.items, layers=parcel.layers, models=dict(first=(clicks, None))))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from recx.data.dataset import Dataset
-from recx.recommend.segments import agreement, gate_figure, lifts, redundancy, segments, stays, users_from_items
+from recx.recommend.segments import agreement, assigned, by_user, choice, gate_figure, lifts, recovered, redundancy, segments, stays, uplift, user_columns, users_from_items
 
 USERS, ITEMS = 90, 40
 
@@ -142,3 +142,124 @@ class TestRedundancy:
 def test_figure_shows_every_layer():
     axes = gate_figure(gates(BY), 'by user').axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ['L1', 'L2', 'L3'] and '90 users' in axes.get_ylabel()
+
+
+class TestAssigned:
+    def test_agrees_with_the_table(self):
+        by_seed = {s: gates(BY, .5, s) for s in range(2)}
+        assert assigned(by_seed).value_counts().to_dict() == segments(by_seed, dataset()).set_index('segment').users.to_dict()
+
+    def test_a_layer_that_all_lean_to_hides_nobody_when_relative(self):
+        leaning = {0: gates(BY).assign(L1=lambda t: t.L1*20)}
+        assert set(assigned(leaning)) == {'L1'}
+        assert (assigned(leaning, relative=True).to_numpy() == np.array(['L1', 'L2', 'L3'])[BY]).all()
+        assert segments(leaning, dataset(), relative=True).users.tolist() == [30, 30, 30]
+
+    def test_seeds_of_another_scale_count_alike_when_relative(self):
+        faint = gates(BY).assign(**{c: lambda t, c=c: .333 + .001*t[c] for c in ('L1', 'L2', 'L3')})
+        assert (assigned({0: faint}, relative=True).to_numpy() == np.array(['L1', 'L2', 'L3'])[BY]).all()
+
+
+class TestUserColumns:
+    def test_against_counting(self):
+        data = dataset()
+        data.users['age'], data.users['city'] = np.where(BY == 0, 60., 20. + BY), [['Kiel', 'Lund'][u % 2] for u in range(USERS)]
+        data.users['name'] = [f'name {u}' for u in range(USERS)]
+        table = user_columns(data, assigned({0: gates(BY)}))
+        assert table.loc[('age', 'median')].tolist() == [60., 21., 22., 22.]
+        mine = data.users[BY == 0]
+        assert table.loc[('city', 'Kiel'), 'L1'] == pytest.approx((mine.city == 'Kiel').mean())
+        assert 'name' not in table.index.get_level_values(0)   # an id under another name
+
+    def test_no_columns_and_gaps(self):
+        data = dataset()
+        assert len(user_columns(data, assigned({0: gates(BY)}))) == 0
+        data.users['age'] = np.where(np.arange(USERS) < 3, 30., np.nan)
+        assert user_columns(data, assigned({0: gates(BY)})).loc[('age', 'median'), 'all'] == 30
+
+
+class TestRecovered:
+    PLANTED = pd.Series(np.array(['a', 'b', 'c'])[BY], [f'u{u}' for u in range(USERS)])
+
+    def test_names_do_not_matter_and_ids_do(self):
+        said = recovered(assigned({0: gates(BY)}), self.PLANTED.sample(frac=1, random_state=0), draws=99)
+        assert said['agreement'] == 1 and said['p'] == .01 and said['users'] == USERS and said['chance'] < .1
+
+    def test_by_chance_p_is_level(self):
+        rng = np.random.default_rng(0)
+        ps = [recovered(assigned({0: gates(rng.integers(0, 3, USERS))}), self.PLANTED, rng, 49)['p'] for _ in range(60)]
+        assert .3 < np.mean(ps) < .7 and np.mean(np.array(ps) <= .1) < .25
+
+    def test_users_in_one_of_both_are_left_out(self):
+        assert recovered(assigned({0: gates(BY)}), self.PLANTED[:60], draws=9)['users'] == 60
+        with pytest.raises(ValueError, match='no user in common'): recovered(assigned({0: gates(BY)}), self.PLANTED.rename(lambda u: u + 'x'))
+
+
+def ranked(good, seed, users=USERS, both=('valid', 'test')):
+    "Users of whom `good` are served at rank 1 and the others far down."
+    rng = np.random.default_rng(seed)
+    return pd.concat([pd.DataFrame(dict(user=[f'u{u}' for u in range(users)], item='i', split=split, rank=np.where(good, 1., rng.integers(5, 40, users)))) for split in both])
+
+
+class TestUplift:
+    def arms(self, strength=1., seed=0):
+        rng = np.random.default_rng(seed)
+        return {layer: {s: ranked((BY == at) & (rng.random(USERS) < strength), s) for s in range(2)} for at, layer in enumerate(('L1', 'L2', 'L3'))}
+
+    def test_scores_against_a_loop(self):
+        runs = self.arms(.5)
+        valid, test = by_user(runs)
+        for user in ('u0', 'u41'):
+            for arm in runs:
+                gain = [1/np.log2(1 + r) if r <= 10 else 0 for t in runs[arm].values() for r in t[(t.user == user) & (t.split == 'test')]['rank']]
+                assert test.loc[user, arm] == pytest.approx(np.mean(gain))
+
+    def test_events_that_an_arm_did_not_rank_are_left_out_for_all(self):
+        runs = self.arms()
+        runs['L2'] = {s: t[t.user != 'u7'] for s, t in runs['L2'].items()}
+        valid, test = by_user(runs)
+        assert 'u7' not in test.index and len(test) == USERS - 1 and not test.isna().any(axis=None)
+
+    def test_planted_segments_pay_and_random_ones_do_not(self):
+        valid, test = by_user(self.arms())
+        table = uplift(valid, test, assigned({0: gates(BY)}), draws=99).set_index('segment')
+        assert table.arm[:3].tolist() == ['L1', 'L2', 'L3'] and table.p['all'] == .01 and table.low['all'] > .3
+        assert table['mean']['all'] == pytest.approx(1) and table.gain['all'] == pytest.approx(table['mean']['all'] - table.single['all'])
+        rng, ps = np.random.default_rng(0), []
+        for _ in range(40):
+            random = pd.Series(rng.permutation(np.array(['a', 'b', 'c'])[BY]), [f'u{u}' for u in range(USERS)])
+            ps.append(uplift(valid, test, random, rng, draws=39).p.iloc[-1])
+        assert .3 < np.mean(ps) < .7 and np.mean(np.array(ps) <= .1) < .3
+
+    def test_the_choice_is_made_on_validation_alone(self):
+        valid, test = by_user(self.arms())
+        segment = assigned({0: gates(BY)})
+        turned = test[['L2', 'L3', 'L1']].set_axis(['L1', 'L2', 'L3'], axis=1)   # on test the others are good
+        table = uplift(valid, turned, segment, draws=9).set_index('segment')
+        assert table.arm[:3].tolist() == ['L1', 'L2', 'L3'] and table.gain['all'] <= 0
+
+    def test_one_segment_gains_nothing(self):
+        valid, test = by_user(self.arms())
+        table = uplift(valid, test, pd.Series('all of them', valid.index), draws=9)
+        assert (table.gain == 0).all() and table.p.iloc[-1] == 1 and table.chance.iloc[-1] == 0
+
+    def test_a_segment_without_validation_events_gets_the_single_arm(self):
+        valid, test = by_user(self.arms())
+        table = uplift(valid[BY != 2], test, assigned({0: gates(BY)}), draws=9).set_index('segment')
+        assert table.arm['L3'] == table.arm['all'] and table.gain['L3'] == 0
+        assert choice(np.eye(2, dtype=bool), np.array([[0., .5], [np.nan, np.nan]])).tolist() == [1, 1]
+
+    def test_the_interval_covers(self):
+        rng, hits = np.random.default_rng(0), 0
+        index = pd.Index([f'u{u}' for u in range(400)])
+        segment = pd.Series(np.where(np.arange(400) % 2, 'a', 'b'), index)
+        for _ in range(60):
+            draw = lambda: pd.DataFrame(dict(one=rng.random(400) + .3*(segment == 'a').to_numpy(), two=rng.random(400) + .2*(segment == 'b').to_numpy()), index)
+            last = uplift(draw(), draw(), segment, rng, draws=1).iloc[-1]
+            hits += last.low <= .1 <= last.high   # half of the users gain .2
+        assert hits >= 52
+
+    def test_refuses(self):
+        valid, test = by_user(self.arms())
+        with pytest.raises(ValueError, match='has a test event'): uplift(valid, test, pd.Series('a', ['x', 'y']))
+        with pytest.raises(ValueError, match='in common'): by_user({'a': {0: ranked(BY == 0, 0)}, 'b': {0: ranked(BY == 0, 0).assign(item='j')}})

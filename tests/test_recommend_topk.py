@@ -185,7 +185,7 @@ def test_a_cold_item_is_ranked_and_seen_items_are_no_candidates():
     assert np.isfinite(out['rank']).all()
     held = task.parts['test']
     for i in range(len(held)):
-        seen = set(held.seen[held.seen_at[i]:held.seen_at[i + 1]].tolist())
+        seen = set(held.seen(i, i + 1)[1].tolist())
         assert seen == set(item[(user == i) & (split < 2)].tolist())
         assert out[out.split == 'test']['rank'].iloc[i] <= 21 - len(seen)
 
@@ -200,8 +200,8 @@ def test_kept_keeps_each_event_with_what_it_has_seen():
     keep = np.random.default_rng(0).random(len(held)) < .4
     some = kept(held, keep)
     assert (some.row == held.row[keep]).all() and (some.windows.lengths == held.windows.lengths[keep]).all()
-    for i, j in enumerate(np.flatnonzero(keep)): assert (some.seen[some.seen_at[i]:some.seen_at[i + 1]] == held.seen[held.seen_at[j]:held.seen_at[j + 1]]).all()
-    assert len(kept(held, np.zeros(len(held), bool))) == 0 and len(kept(held, np.zeros(len(held), bool)).seen) == 0
+    for i, j in enumerate(np.flatnonzero(keep)): assert (some.seen(i, i + 1)[1] == held.seen(j, j + 1)[1]).all()
+    assert len(kept(held, np.zeros(len(held), bool))) == 0 and len(kept(held, np.zeros(len(held), bool)).seen(0, 0)[1]) == 0
 
 
 def test_validation_uses_the_validation_part_only():

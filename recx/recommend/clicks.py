@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ..adapt.experts import make_adapters
 from ..data.dataset import Col, Dataset
 from ..data.parameters import one_of, within
+from .batches import check_order
 from .cross import DCN, DCNv2, XDeepFM
 from .factorise import DeepFM, FM
 from .fields import AutoInt, FiBiNET
@@ -181,7 +182,9 @@ class Clicks:
         within('click_history', p['click_history'], 1, why='since every network reads what was liked before')
         if p['backbone'] == 'dien': within('click_history', p['click_history'], 2, why='since DIEN learns to tell the next liked item')
         widths(p['deep'])
+        if NETWORKS[p['backbone']][0].attends: check_order(dataset.card, p['backbone'])
         value, time = (dataset.events[c].to_numpy() for c in (Col.VALUE, Col.TIME))
+        if dataset.card.get('time_kind') == 'none': time = np.zeros(len(time), np.int64)   # nothing is earlier than anything: all histories are empty
         self.above = threshold(dataset.card, value, p['positive_above'])
         self.made = make_instances(*dataset.codes(), time, value > self.above)
         check_sides(self.made, time, self.above)

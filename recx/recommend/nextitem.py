@@ -13,7 +13,7 @@ from torch import nn
 import torch.nn.functional as F
 from ..adapt.experts import make_adapters
 from ..data.dataset import Col, Dataset
-from .batches import HeldOut, Windows, held_out, hold_back, token_batches, training_windows
+from .batches import HeldOut, Windows, check_order, held_out, hold_back, protocol, token_batches, training_windows
 from .bert4rec import BERT4Rec
 from .dualview import DualView
 from .fusion import check_pair, gate_tables, table_of
@@ -123,10 +123,11 @@ class NextItem:
     ):
         self.dataset, self.params = dataset, params
         check_pair(params['fusion'], params['adapter'], params['user_gate'], params['backbone'])
+        check_order(dataset.card, params['backbone'])
         user, item, split = dataset.codes()
         split_now = hold_back(split, user, params['hold_back'])
-        self.windows, self.known = training_windows(user, item, split_now, params['max_length']), np.unique(item[split_now == 0]).astype(np.int64)
-        self.parts = {name: held_out(user, item, split, which, params['max_length']) for which, name in ((1, 'valid'), (2, 'test'))}
+        self.windows, self.known = training_windows(user, item, split_now, params['max_length']), np.flatnonzero(np.bincount(item[split_now == 0]))
+        self.parts = {name: held_out(user, item, split, which, params['max_length'], **protocol(dataset.card, params)) for which, name in ((1, 'valid'), (2, 'test'))}
         if not len(self.parts['valid']): raise ValueError('the data set holds out no validation event that has an earlier one of its user, so that training could not stop; use split_by=leave-one-out or a larger valid_share')
 
     def model(self,

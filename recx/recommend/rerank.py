@@ -15,11 +15,12 @@ from torch import nn
 import torch.nn.functional as F
 from ..adapt.experts import make_adapters
 from ..data.dataset import Col, Dataset
-from .batches import HeldOut, held_out, hold_back
+from .batches import HeldOut, check_order, held_out, hold_back, protocol
 from .fusion import check_pair, gate_tables, table_of
 from .given import Given
 from .lists import LIST_BACKBONES, list_loss
-from .ranking import ndcg, target_ranks
+from .nextitem import BACKBONES
+from .ranking import best_of, ndcg, on_device, score_blocks, target_ranks
 from .train import device_of
 
 # %% ../../nbs/5_recommend/7_rerank.ipynb #4e989743
@@ -35,12 +36,11 @@ def lists_of(
     if length > len(table): raise ValueError(f'list_length={length}: more than the {len(table)} items of the catalogue; use at most {len(table)}')
     if not (torch.isfinite(queries).all() and torch.isfinite(table).all()): raise FloatingPointError('first stage: its scores are not finite, so there is no order; train it again with a lower learning_rate')
     items, scores = np.empty((len(held), length), np.int64), np.empty((len(held), length), np.float32)
-    for begin in range(0, len(held), block):
-        s = queries[begin:begin + block] @ table.T
-        at = held.seen_at[begin:begin + len(s) + 1]
-        s[torch.from_numpy(np.repeat(np.arange(len(s)), np.diff(at))), torch.from_numpy(held.seen[at[0]:at[-1]])] = float('-inf')
-        best = s.topk(length, dim=1)
-        items[begin:begin + len(s)], scores[begin:begin + len(s)] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    for begin, end, number, s in score_blocks(queries, table, held, block):
+        if len(s) < end - begin: s = s[torch.from_numpy(number).to(s.device)]   # a list for each event, since its own target stays a candidate
+        s[on_device(held.seen(begin, end), s.device)] = float('-inf')
+        values, best = best_of(s, length)
+        items[begin:end], scores[begin:end] = best.cpu().numpy(), values.cpu().numpy()
     items[np.isneginf(scores)] = -1
     return items, scores
 
@@ -165,14 +165,14 @@ def new_ranks(
 # %% ../../nbs/5_recommend/7_rerank.ipynb #77923bb3
 def held_back(
     dataset: Dataset,
-    n: int, # hold_back
+    params: dict, # hold_back, seen_items
     max_length: int, # most events of a history
 ) -> HeldOut:
     "The events that a first stage with this `hold_back` has not learned from, of users of whom it has learned something."
     user, item, split = dataset.codes()
-    learned = hold_back(split, user, n) == 0
+    learned = hold_back(split, user, params['hold_back']) == 0
     met = np.bincount(user[learned], minlength=len(dataset.users)) > 0
-    return held_out(user, item, np.where((split == 0) & ~learned & met[user], 4, split), 4, max_length)   # 4, since 3 is also the history of users who are held out altogether
+    return held_out(user, item, np.where((split == 0) & ~learned & met[user], 4, split), 4, max_length, **protocol(dataset.card, params))   # 4, since 3 is also the history of users who are held out altogether
 
 # %% ../../nbs/5_recommend/7_rerank.ipynb #b7b6dfc7
 def first_stage(
@@ -180,11 +180,12 @@ def first_stage(
     params: dict, # backbone, first_stage, hold_back
 ) -> tuple: # task, trained model
     "The model that makes the lists, if it is one that may."
-    wanted = f"a recommend artefact with backbone={params['first_stage']} and hold_back={params['hold_back']}"
+    shared = dict(backbone=params['first_stage'], hold_back=params['hold_back'], seen_items=params.get('seen_items', 'auto'))
+    wanted = f"a recommend artefact with {', '.join(f'{name}={value}' for name, value in shared.items())}"
     if 'first' not in given.models: raise ValueError(f"backbone={params['backbone']!r}: needs the input 'first', the folder of {wanted}")
     task, model = given.models['first']
-    for name, value in (('backbone', params['first_stage']), ('hold_back', params['hold_back'])):
-        if task.params[name] != value: raise ValueError(f"first: was trained with {name}={task.params[name]}; give {wanted}, so that the lists are those of events that nobody has learned from")
+    for name, value in shared.items():
+        if (had := task.params.get(name, 'auto')) != value: raise ValueError(f"first: was trained with {name}={had}; give {wanted}, so that the lists are those of events that nobody has learned from")
     if not hasattr(task, 'answer'): raise ValueError(f"first_stage={params['first_stage']!r}: gives no list, since it ranks no catalogue; use sasrec, gru4rec, bert4rec, mf or lightgcn")
     return task, model
 
@@ -202,6 +203,7 @@ class Rerank:
         self.dataset, self.params, backbone = dataset, params, params['backbone']
         if params['hold_back'] < 1: raise ValueError(f"hold_back={params['hold_back']}: backbone={backbone!r} learns from events that the first stage has not learned from; use hold_back=1 or more for both")
         if params['list_size'] > params['list_length']: raise ValueError(f"list_size={params['list_size']}: backbone={backbone!r} orders lists of list_length={params['list_length']}; use list_size of at most that, or longer lists")
+        if params['first_stage'] in BACKBONES: check_order(dataset.card, params['first_stage'])
         check_pair(params['fusion'], params['adapter'], params['user_gate'], backbone)
         check_pair(params['user_fusion'], params['adapter'], backbone=backbone)
 
@@ -211,7 +213,7 @@ class Rerank:
         "Make the lists, and the model that is to order them."
         task, first = first_stage(given, self.params)
         p, user, adapters = self.params, self.dataset.codes()[0], make_adapters(self.params, given)
-        self.held = dict(back=held_back(self.dataset, p['hold_back'], task.params['max_length']), **task.parts)
+        self.held = dict(back=held_back(self.dataset, p, task.params['max_length']), **task.parts)
         self.lists = {name: make_lists(lambda h: task.answer(first, h), held, user, p['list_length']) for name, held in self.held.items()}
         self.taught = np.flatnonzero(self.lists['back'].at >= 0)
         if not len(self.taught): raise ValueError(f"list_length={p['list_length']}: none of the {len(self.lists['back'])} lists of held-back events has its target in it, so that there is nothing to learn; use longer lists, a larger hold_back, or a better first stage")

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 from ..data.dataset import Col, Dataset
-from .batches import HeldOut, held_out, hold_back
+from .batches import HeldOut, check_order, held_out, hold_back, protocol
 from .given import Given
 from .ranking import ndcg
 
@@ -81,8 +81,8 @@ def scored(
     "Scores of all held-out events, block by block."
     for begin in range(0, len(held), block):
         end = min(begin + block, len(held))
-        scores, at = model(held, begin, end), held.seen_at[begin:end + 1]
-        scores[np.repeat(np.arange(end - begin), np.diff(at)), held.seen[at[0]:at[-1]]] = -np.inf
+        scores = model(held, begin, end)
+        scores[held.seen(begin, end)] = -np.inf
         yield begin, scores
 
 # %% ../../nbs/5_recommend/7_simple.ipynb #d313f56f
@@ -127,11 +127,12 @@ class Simple:
         self.dataset, self.params, self.n_items = dataset, params, len(dataset.items)
         for side in ('fusion', 'user_fusion'):
             if params[side] != 'id': raise ValueError(f"{side}={params[side]!r}: backbone={params['backbone']!r} uses no vectors; use {side}=id")
+        if params['backbone'] == 'last-item': check_order(dataset.card, 'last-item')
         user, item, split = dataset.codes()
         train = hold_back(split, user, params['hold_back']) == 0
         if not train.any(): raise ValueError('training: there is not one event to count; lower hold_back, or hold out less')
         self.train = user[train], item[train]
-        self.parts = {name: held_out(user, item, split, which, len(user)) for which, name in ((1, 'valid'), (2, 'test'))}
+        self.parts = {name: held_out(user, item, split, which, len(user), **protocol(dataset.card, params)) for which, name in ((1, 'valid'), (2, 'test'))}
         if not len(self.parts['valid']): raise ValueError('the data set holds out no validation event that has an earlier one of its user; use split_by=leave-one-out or a larger valid_share')
 
     def model(self,

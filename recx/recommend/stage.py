@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['backbone', 'fusion', 'user_fusion', 'adapter', 'adapter_hidden', 'experts', 'expert_top_k', 'gate_noise',
            'gate_balance', 'shared_experts', 'own_experts', 'final_relu', 'user_gate', 'placebo', 'on_missing',
-           'embedding_size', 'blocks', 'heads', 'dropout', 'max_length', 'mask_share', 'graph_layers', 'edge_dropout',
-           'l2', 'knn_neighbours', 'loss', 'negatives', 'gbce_t', 'scoring', 'temperature', 'align_weight',
-           'align_temperature', 'align_mask', 'late_of', 'positive_above', 'click_fields', 'click_history', 'deep',
-           'cross_layers', 'attention_layers', 'first_stage', 'list_length', 'hold_back', 'learning_rate',
-           'weight_decay', 'batch_tokens', 'batch_size', 'epochs', 'patience', 'validate_every', 'null_size', 'seed',
-           'list_size', 'train_device', 'train_threads', 'inputs', 'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES',
-           'COUNTED', 'NOT_TRAINING', 'family', 'check', 'external', 'relevant', 'make_model', 'measured', 'cold_said',
-           'summarise', 'save_model', 'blank', 'load_model', 'threads', 'rests_on', 'run', 'small']
+           'transfer', 'transfer_from', 'embedding_size', 'blocks', 'heads', 'dropout', 'max_length', 'mask_share',
+           'graph_layers', 'edge_dropout', 'l2', 'knn_neighbours', 'loss', 'negatives', 'gbce_t', 'scoring',
+           'temperature', 'align_weight', 'align_temperature', 'align_mask', 'late_of', 'positive_above',
+           'click_fields', 'click_history', 'deep', 'cross_layers', 'attention_layers', 'first_stage', 'list_length',
+           'hold_back', 'learning_rate', 'weight_decay', 'batch_tokens', 'batch_size', 'epochs', 'patience',
+           'validate_every', 'null_size', 'seed', 'seen_items', 'list_size', 'train_device', 'train_threads', 'inputs',
+           'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES', 'SEEN_ITEMS', 'COUNTED', 'NOT_TRAINING', 'family', 'check',
+           'external', 'relevant', 'make_model', 'measured', 'cold_said', 'summarise', 'save_model', 'blank',
+           'load_model', 'threads', 'rests_on', 'run', 'small']
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #43b0b52d
 import json
@@ -39,6 +40,7 @@ from .rerank import Rerank
 from .simple import SIMPLE, Simple
 from .topk import TopK
 from .train import device_of, train
+from .transfer import FROM_DONOR, TRANSFERS, check_transfer, take_over
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #ab21aff1
 backbone: str = 'sasrec'  # next item: sasrec, gru4rec, bert4rec; top-k: mf, lightgcn; nothing to train: popularity, last-item, item-knn; clicks: fm, deepfm, dcn, dcnv2, xdeepfm, autoint, fibinet, din, dien; re-ranking: dlcm, prm
@@ -56,6 +58,8 @@ final_relu: bool = False  # hea: end in a ReLU, as published
 user_gate: bool = False  # layer-moe: weights of the layers for each user too
 placebo: str = 'none'  # what is done to the vectors first: none, shuffled, gaussian, popularity
 on_missing: str = 'error'  # ids without a vector: error, zero, mean
+transfer: str = 'none'  # adapter and gate of another arm: none; frozen (taken over as they are); start (trained on); untrained (control: as drawn, frozen)
+transfer_from: dict = {}  # in which parameters that other arm differs, such as {"dataset": "sim-music"}
 embedding_size: int = 64  # coordinates of an item in the recommender
 blocks: int = 1  # layers of a sequence backbone
 heads: int = 1  # attention heads
@@ -93,6 +97,7 @@ patience: int = 5  # validations without a better score before training stops
 validate_every: int = 1  # epochs between validations
 null_size: int = 32  # coordinates for ids under nullspace
 seed: int = 0  # of the start, the batches, the negatives, dropout and the placebo
+seen_items: str = 'auto'  # items a user has met before: masked (no candidates), candidates; auto: candidates where held-out events are baskets
 list_size: int = 10  # length of the lists in which exposure is counted
 train_device: str = 'auto'  # auto, cpu, cuda
 train_threads: int = 1  # processor threads; results differ in the last bits between numbers of threads
@@ -114,13 +119,14 @@ RANGES = dict(embedding_size=(1, 8192), blocks=(1, 64), heads=(1, 64), dropout=(
               batch_size=(1, 10_000_000), mask_share=(.01, .95), graph_layers=(1, 16), edge_dropout=(0, .95), l2=(0, 10), knn_neighbours=(1, 100_000), align_weight=(0, 1000), align_temperature=(.001, 100), align_mask=(.001, .95),
               click_history=(1, 10_000), cross_layers=(1, 16), attention_layers=(1, 16), list_length=(2, 1000), hold_back=(0, 100))
 MOST_OWN_NEGATIVES = 64 # per position, under bce and bpr
+SEEN_ITEMS = ('auto', 'masked', 'candidates')
 
 def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
     typed_all(params, globals())
-    for name, options in dict(backbone=TASKS, fusion=FUSIONS, user_fusion=FUSIONS, placebo=PLACEBOS, on_missing=ON_MISSING, loss=LOSSES, scoring=('dot', 'cosine'), train_device=('auto', 'cpu', 'cuda')).items(): one_of(name, params[name], options)
+    for name, options in dict(backbone=TASKS, fusion=FUSIONS, user_fusion=FUSIONS, placebo=PLACEBOS, on_missing=ON_MISSING, transfer=TRANSFERS, loss=LOSSES, scoring=('dot', 'cosine'), seen_items=SEEN_ITEMS, train_device=('auto', 'cpu', 'cuda')).items(): one_of(name, params[name], options)
     for name, (low, high) in RANGES.items(): within(name, params[name], low, high)
     size = params['embedding_size']
     if params['backbone'] in ('gru4rec', 'dlcm') and params['heads'] != 1: raise ValueError(f"heads={params['heads']}: backbone={params['backbone']!r} has no attention to divide; use heads=1")
@@ -131,6 +137,7 @@ def check(
         possible = getattr(TASKS[params['backbone']], f'{name}s')
         if params[name] not in possible: raise ValueError(f"{name}={params[name]!r}: backbone={params['backbone']!r} has no such way in; use one of {', '.join(possible)}")
     check_experts(params)
+    check_transfer(params)
     if params['placebo'] != 'none' and params['fusion'] == params['user_fusion'] == 'id': raise ValueError(f"placebo={params['placebo']!r}: fusion=id uses no vectors; use placebo=none or another fusion")
     if params['validate_every'] > params['epochs']: raise ValueError(f"validate_every={params['validate_every']}: more than epochs={params['epochs']}, so that training could not stop early; use at most {params['epochs']}")
     if params['loss'] in ('bce', 'bpr') and params['negatives'] > MOST_OWN_NEGATIVES:
@@ -146,7 +153,7 @@ def external(
     return {}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #0856197f
-COUNTED = ('backbone', 'knn_neighbours', 'hold_back', 'list_size', 'train_device', 'train_threads') # all that matters where nothing is trained
+COUNTED = ('backbone', 'knn_neighbours', 'hold_back', 'seen_items', 'list_size', 'train_device', 'train_threads') # all that matters where nothing is trained
 
 def relevant(
     params: dict, # all parameters of this stage, checked
@@ -154,7 +161,7 @@ def relevant(
     "What decides the result of an arm."
     backbone, fusions, task = params['backbone'], {params['fusion'], params['user_fusion']}, family(params)
     adapted = bool(fusions - {'id', 'init', 'nullspace', 'late'})
-    uses = dict(adapter=adapted, adapter_hidden=adapted, on_missing=bool(fusions - {'id', 'late'}), user_gate=adapted and params['adapter'] == 'layer-moe',
+    uses = dict(adapter=adapted, adapter_hidden=adapted, on_missing=bool(fusions - {'id', 'late'}), user_gate=adapted and params['adapter'] == 'layer-moe', transfer_from=params['transfer'] in FROM_DONOR, seen_items=task is not Clicks,
                 **dict.fromkeys(('experts', 'expert_top_k', 'gate_noise', 'gate_balance'), adapted and params['adapter'] == 'moe'), **dict.fromkeys(('shared_experts', 'own_experts', 'final_relu'), adapted and params['adapter'] == 'hea'),
                 late_of='late' in fusions, null_size='nullspace' in fusions, **dict.fromkeys(('align_weight', 'align_temperature'), bool(fusions & {'align-con', 'align-gen'})), align_mask='align-gen' in fusions,
                 mask_share=backbone == 'bert4rec', graph_layers=backbone == 'lightgcn', edge_dropout=backbone == 'lightgcn', knn_neighbours=backbone == 'item-knn', l2=task is TopK,
@@ -270,12 +277,12 @@ def rests_on(
     dataset: Dataset,
 ) -> dict: # name → (task, model)
     "The trained models that an arm starts from: the first stage of a re-ranker, the two of a late fusion."
-    return {name: load_model(folder, dataset) for name, folder in inputs.items() if name not in ('data', 'vectors')}
+    return {name: load_model(folder, dataset) for name, folder in inputs.items() if name not in ('data', 'vectors', 'donor')}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #da41f4fb
 def run(
     params: dict, # all parameters of this stage
-    inputs: dict, # data: folder of a data artefact; vectors: folder of an adapt artefact, where vectors are used; others: folders of recommend artefacts that this arm rests on
+    inputs: dict, # data: folder of a data artefact; vectors: folder of an adapt artefact, where vectors are used; donor: folder of a recommend artefact whose adapter is taken over; others: folders of recommend artefacts that this arm rests on
     out: str | Path, # existing folder to write into; a checkpoint in it is resumed
 ) -> Path: # `out`, with what each held-out event came to, exposure, curve, summary and model
     "Train one arm at one seed, and score every held-out event."
@@ -285,7 +292,7 @@ def run(
     with threads(params['train_threads']):
         task, given = family(params)(dataset, params), load_given(params, inputs, dataset)
         given.models = rests_on(inputs, dataset)
-        model = make_model(task, given, params['seed']).to(device)
+        model = take_over(make_model(task, given, params['seed']), given, params['transfer'], inputs.get('donor', '')).to(device)
         curve, stopped = train(model, task, {name: value for name, value in params.items() if name not in NOT_TRAINING}, out/'checkpoint'/'last.pt')
         tables = task.results(model) | dict(curve=curve)
     summary = summarise(tables['per_user'], curve, stopped, model, task, given)

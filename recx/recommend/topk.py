@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['Pairs', 'needed', 'penalty_of', 'batch_loss', 'kept', 'TopK']
 
-# %% ../../nbs/5_recommend/7_topk.ipynb #7a9cbf2c
+# %% ../../nbs/5_recommend/7_topk.ipynb #507a708b
+from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ..adapt.experts import make_adapters
 from ..data.dataset import Col, Dataset
 from ..data.parameters import within
-from .batches import HeldOut, Windows, held_out, hold_back
+from .batches import HeldOut, Windows, held_out, hold_back, protocol
 from .fusion import check_pair, gate_tables, table_of
 from .given import Given
 from .graph import Graph, LightGCN
 from .losses import draw_negatives, fast_products, gbce_beta, next_item_loss
 from .mf import MF, everybody
-from .ranking import ndcg, ranked_tables, target_ranks
+from .ranking import ndcg, on_device, ranked_tables, target_ranks
 from .train import device_of
 
 # %% ../../nbs/5_recommend/7_topk.ipynb #b549cf1f
@@ -28,14 +29,22 @@ class Pairs:
         user: np.ndarray, # user code of each training event
         item: np.ndarray, # item code of each
     ):
-        self.known, place = np.unique(item, return_inverse=True)   # the items that may be negatives
+        self.known = np.flatnonzero(np.bincount(item))   # the items that may be negatives
         self.n_items = len(self.known)
-        keys = np.unique(user.astype(np.int64)*self.n_items + place)
-        self.user, self.place = np.divmod(keys, self.n_items)
-        self.item = self.known[self.place].astype(np.int64)
-        self.first = np.searchsorted(self.user, np.arange(self.user.max(initial=-1) + 2))
-        order = np.arange(len(keys)) - self.first[self.user]           # j
-        self.gaps = self.user*(self.n_items + 1) + self.place - order  # p_j − j, ascending within a user
+        place = np.zeros(self.known.max(initial=-1) + 1, np.int64)
+        place[self.known] = np.arange(self.n_items)
+        keys = np.sort(user.astype(np.int64)*self.n_items + place[item])
+        keys = keys[np.r_[True, keys[1:] != keys[:-1]][:len(keys)]]
+        self.user, self.place = (keys//self.n_items).astype(np.int32), (keys % self.n_items).astype(np.int32)
+        self.first = np.searchsorted(self.user, np.arange(self.user.max(initial=-1) + 2, dtype=np.int32))
+
+    @property
+    def item(self): return self.known[self.place]
+
+    @cached_property
+    def gaps(self): # int64 (pairs,): p_j − j, ascending within a user
+        order = np.arange(len(self)) - np.repeat(self.first[:-1], np.diff(self.first))   # j
+        return self.user.astype(np.int64)*(self.n_items + 1) + self.place - order
 
     def __len__(self): return len(self.user)
 
@@ -47,7 +56,7 @@ class Pairs:
         "Uniform draws from the items that a user has not met."
         left = self.n_items - (self.first[user + 1] - self.first[user])
         drawn = (rng.random((len(user), k))*np.where(left, left, self.n_items)[:, None]).astype(np.int64)
-        before = np.searchsorted(self.gaps, user[:, None]*(self.n_items + 1) + drawn, side='right') - self.first[user][:, None]
+        before = np.searchsorted(self.gaps, user[:, None].astype(np.int64)*(self.n_items + 1) + drawn, side='right') - self.first[user][:, None]
         return self.known[drawn + np.where(left[:, None], before, 0)].astype(np.int64)
 
 # %% ../../nbs/5_recommend/7_topk.ipynb #c2e608e3
@@ -83,7 +92,7 @@ def batch_loss(
     device, loss, k = device_of(model), settings['loss'], settings['negatives']
     own = loss in ('bpr', 'bce')
     drawn = pairs.unmet(pairs.user[which], k, rng) if own else pairs.known[draw_negatives(loss, pairs.n_items, len(which), k, rng)].astype(np.int64)
-    user, item, negative = (torch.from_numpy(a).to(device) for a in (pairs.user[which], pairs.item[which], drawn))
+    user, item, negative = on_device((pairs.user[which].astype(np.int64), pairs.known[pairs.place[which]], drawn), device)
     user_codes, user = needed(user, model.whole)
     item_codes, place = needed(torch.cat([item, negative.flatten()]), model.whole or loss == 'ce')
     item, negative = place[:len(item)], place[len(item):].view(negative.shape)
@@ -94,7 +103,7 @@ def batch_loss(
     more = penalty_of(model.users, users, user_codes, hidden_users, user, rng) + penalty_of(model.items, items, item_codes, hidden_items, item, rng)
     more = more + settings['gate_balance']*(model.users.aux_loss() + model.items.aux_loss()) + settings['l2']*sum(rows.square().sum() for rows in start)/(2*len(which))
     queries, rows = model.sides(F.embedding(user, users), items)
-    if loss == 'ce': rows, item = F.embedding(torch.from_numpy(pairs.known).to(device), rows), torch.from_numpy(pairs.place[which]).to(device)
+    if loss == 'ce': rows, item = F.embedding(torch.from_numpy(pairs.known).to(device), rows), torch.from_numpy(pairs.place[which].astype(np.int64)).to(device)
     return next_item_loss(loss, queries, rows, item, negative, gbce_beta(k, pairs.n_items, settings['gbce_t'])) + more, len(which)
 
 # %% ../../nbs/5_recommend/7_topk.ipynb #22eed133
@@ -103,10 +112,8 @@ def kept(
     keep: np.ndarray, # bool (n,)
 ) -> HeldOut:
     "Some of the held-out events."
-    size = np.diff(held.seen_at)
-    seen = held.seen[np.repeat(keep, size)]
     windows = Windows(held.windows.items, held.windows.start[keep], held.windows.stop[keep])
-    return HeldOut(windows, held.row[keep], held.target[keep], np.r_[0, np.cumsum(size[keep])], seen)
+    return HeldOut(windows, held.row[keep], held.target[keep], held.first[keep])
 
 # %% ../../nbs/5_recommend/7_topk.ipynb #5c4e97db
 class TopK:
@@ -127,7 +134,7 @@ class TopK:
         if not train.any(): raise ValueError(f"hold_back={params['hold_back']}: leaves no training event; hold back fewer")
         self.pairs = Pairs(self.user[train], item[train])
         met = np.bincount(self.user[train], minlength=len(dataset.users)) > 0
-        held = {name: held_out(self.user, item, split, which, params['max_length']) for which, name in ((1, 'valid'), (2, 'test'))}
+        held = {name: held_out(self.user, item, split, which, params['max_length'], **protocol(dataset.card, params)) for which, name in ((1, 'valid'), (2, 'test'))}
         self.parts = {name: kept(h, met[self.user[h.row]]) for name, h in held.items()}
         self.unknown = {name: len(h) - len(self.parts[name]) for name, h in held.items()}
         if not len(self.parts['valid']): raise ValueError('the data set holds out no validation event of a user with training events, so that training could not stop; use split_by=leave-one-out or a larger valid_share')

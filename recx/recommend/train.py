@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from .rows import Optimisers
 
 # %% ../../nbs/5_recommend/6_train.ipynb #90be08e9
 def device_of(
@@ -51,7 +52,7 @@ class Diverged(FloatingPointError):
 # %% ../../nbs/5_recommend/6_train.ipynb #99e2f4bc
 def train_epoch(
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimisers | torch.optim.Optimizer,
     task, # with `losses(model, settings, rng)`
     settings: dict, # what the task needs, and learning_rate, seed
     epoch: int, # which, with the seed, decides all that is random
@@ -108,9 +109,8 @@ def train(
     every: int = 5, # epochs between checkpoints
 ) -> tuple: # learning curve (epoch, loss, valid, seconds_train, seconds_valid), why it stopped
     "Train until the validation score stops rising, and restore the best weights."
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights: return untrained(task, model)
-    optimiser = torch.optim.AdamW(weights, lr=settings['learning_rate'], weight_decay=settings['weight_decay'], fused=True)
+    if not any(p.requires_grad for p in model.parameters()): return untrained(task, model)
+    optimiser = Optimisers(model, settings['learning_rate'], settings['weight_decay'])
     state = load_checkpoint(Path(checkpoint), settings) if checkpoint else None
     curve, best, stopped = [], dict(epoch=-1, model=None), 'epochs'
     if state:
@@ -121,6 +121,7 @@ def train(
         for epoch in bar:
             begun, score, seconds_valid = time.perf_counter(), float('nan'), 0.
             loss = train_epoch(model.train(), optimiser, task, settings, epoch)
+            optimiser.settle()
             seconds_train = time.perf_counter() - begun
             if (epoch + 1) % settings['validate_every'] == 0 or epoch + 1 == settings['epochs']:
                 score = scored(task, model)
@@ -133,5 +134,6 @@ def train(
             if checkpoint and ((epoch + 1) % every == 0 or stopped == 'patience'):
                 save_checkpoint(Path(checkpoint), settings=settings, curve=curve, best=best, model=model.state_dict(), optimiser=optimiser.state_dict())
             if stopped == 'patience': break
+    optimiser.release()
     model.load_state_dict(best['model'])
     return pd.DataFrame(curve), stopped
