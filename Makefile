@@ -1,4 +1,4 @@
-# make run: the headline study on MovieLens-100K · make test: everything that must hold · make docs: execute the notebooks in place
+# make run: the headline study on MovieLens-100K, with its positive control on simulated data · make test: everything that must hold · make docs: execute the notebooks in place
 VENV ?= .venv
 BIN = $(VENV)/bin
 

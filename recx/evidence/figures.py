@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'COLOUR', 'MARKER', 'INTERVALS', 'CAPTIONS', 'role', 'wrapped', 'encode', 'canvas', 'comparisons', 'bars',
-           'named_rows', 'role_legend', 'forest', 'strata_shown', 'even_out', 'strata', 'placebos', 'by_seed', 'curves',
-           'spread', 'cost', 'reliability', 'draw']
+           'named_rows', 'role_legend', 'forest', 'strata_shown', 'even_out', 'strata', 'placebos', 'control',
+           'by_seed', 'curves', 'spread', 'cost', 'reliability', 'draw']
 
 # %% ../../nbs/6_evidence/8_figures.ipynb #16248e1f
 import math, textwrap
@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 # %% ../../nbs/6_evidence/8_figures.ipynb #0165be39
 from .metrics import direction
-from .verdict import WORTH, count, interval, lower_said, margin, metric_name, name_of, number, percent, seconds, widest
+from .verdict import WORTH, Control, count, interval, lower_said, margin, metric_name, name_of, number, percent, seconds, widest
 
 # %% ../../nbs/6_evidence/8_figures.ipynb #5813918b
 STYLE = {'text.parse_math': False, 'svg.hashsalt': 'recx', 'svg.fonttype': 'path', 'font.family': 'DejaVu Sans', 'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,
@@ -220,6 +220,17 @@ def placebos(
         role_legend(figure, study, arms, INTERVALS)
     return figure
 
+# %% ../../nbs/6_evidence/8_figures.ipynb #11f953bf
+def control(
+    c: Control,
+) -> Figure:
+    "The same arms on the planted twin."
+    figure = forest(c.results, c.study, c.metric)
+    with mpl.rc_context(STYLE):
+        size = ', '.join(f'{count(c.card[name])} {name}' for name in ('users', 'items', 'events') if name in c.card)
+        figure.suptitle(f"{c.card.get('banner') or 'planted'} data: {size}", fontsize=10.5, fontweight='bold', color='#8a2b00', x=.01, ha='left')
+    return figure
+
 # %% ../../nbs/6_evidence/8_figures.ipynb #7ed2649e
 def by_seed(
     levels: pd.DataFrame, # columns arm, seed, value
@@ -345,6 +356,7 @@ CAPTIONS = dict(
     forest='Relative difference of every arm to the baseline. Thick: interval over users; thin: the wider of that and the interval over users and seeds together. The band marks differences that do not matter: ±5 %, within which two results count as reproductions of each other; ±.001 for AUC, GAUC and log-loss.',
     strata='The same, on the primary metric, by stratum of the target item, counted on training events only. n is the number of users whose target lies in the stratum.',
     placebos='An arm beside its placebos: same architecture, same number of parameters, vectors without meaning. What a placebo gains is not meaning.',
+    control='The positive control: the same arms on simulated data with a planted effect, difference to the baseline there, with the same intervals and the same band.',
     by_seed='Every seed. Left its level, right its difference to the baseline trained with the same seed; a dash marks the mean.',
     curves='Validation score over epochs, one line per seed; grey behind: the baseline. A dot marks the epoch that was kept.',
     cost='Gain against the seconds of one seed, including the stages it rests on (shared ones are counted for each arm that uses them).',
@@ -360,9 +372,10 @@ def draw(
     kinds: tuple = ('share80', 'cold'), # of strata
     criterion: str = 'ndcg@10', # of the validation scores
     bins: pd.DataFrame | None = None, # of probabilities: arm, predicted, observed
+    planted: Control | None = None, # positive control
 ) -> dict: # name → Figure, in the order of the report
     "Every figure there are data for."
     made = dict(forest=forest(results, study, metric), strata=strata(results, study, metric, kinds) if strata_shown(results, metric, kinds) else None,
-                placebos=placebos(results, study, metric), by_seed=by_seed(levels, study, metric), curves=curves(history, study, criterion), cost=cost(results, costs, study, metric),
+                placebos=placebos(results, study, metric), control=control(planted) if planted else None, by_seed=by_seed(levels, study, metric), curves=curves(history, study, criterion), cost=cost(results, costs, study, metric),
                 reliability=None if bins is None else reliability(bins, study))
     return {name: figure for name, figure in made.items() if figure is not None}

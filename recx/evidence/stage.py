@@ -7,8 +7,8 @@ __all__ = ['primary', 'cutoffs', 'alpha', 'bootstrap', 'flips', 'strata_by', 'ev
            'ANSWERS', 'ORDER', 'EXPERT', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in', 'completed',
            'numbered', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of', 'spent_of', 'upstream', 'used',
            'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of', 'learning', 'lists',
-           'calibrated', 'segmented', 'weighed', 'gated', 'found', 'plain_json', 'summary_of', 'write', 'run',
-           'small_inputs', 'small_study', 'small']
+           'calibrated', 'segmented', 'control_in', 'weighed', 'gated', 'found', 'plain_json', 'summary_of', 'write',
+           'run', 'small_inputs', 'small_study', 'small']
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #50f73ef8
 import json, math, re
@@ -27,7 +27,7 @@ from .figures import draw, encode
 from .metrics import check_cutoffs, exposure_metrics, per_user
 from .reference import baseline_gate
 from .report import Findings, render, without_addresses
-from .verdict import judge, name_of, with_simple
+from .verdict import Control, control_of, judge, name_of, with_simple
 from ..recommend.segments import segments
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #b6157f2d
@@ -80,12 +80,12 @@ def external(
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #a40d7b0a
 def runs_in(
-    inputs: dict, # 'data', and '<arm>/<seed>' for each run
+    inputs: dict, # 'data', '<arm>/<seed>' for each run, and maybe 'control'
 ) -> dict: # (arm, seed) → Path
     "The recommend artefacts by arm and seed."
     runs = {}
     for name, folder in inputs.items():
-        if name == 'data': continue
+        if name in ('data', 'control'): continue
         arm, slash, seed = name.rpartition('/')
         if not (arm and seed.isdigit()): raise ValueError(f"inputs: {name!r} is not '<arm>/<seed>'; name a run such as 'ids/0'")
         runs[arm, int(seed)] = Path(folder)
@@ -326,6 +326,14 @@ def segmented(
         if len(gates) and not any(EXPERT.search(c) for c in gates): tables.setdefault(arm, {})[seed] = gates.astype(dict(user=str))
     return pd.concat([segments(gates, dataset).assign(arm=arm) for arm, gates in tables.items()], ignore_index=True) if tables else None
 
+# %% ../../nbs/6_evidence/0_stage.ipynb #87a66f30
+def control_in(
+    folder: Path, # of the control's evidence artefact
+) -> Control:
+    "The positive control, read off its artefact."
+    said = json.loads((folder/'summary.json').read_text(encoding='utf8'))
+    return control_of(pd.read_parquet(folder/'results.parquet'), said['study'], said['data'], pd.DataFrame(said['runs']), said['primary'], said['methods']['alpha'])
+
 # %% ../../nbs/6_evidence/0_stage.ipynb #129a597a
 def weighed(
     params: dict, # of this stage
@@ -356,6 +364,7 @@ def found(
     runs: dict, # (arm, seed) → Path
     answers: pd.DataFrame, # of `gathered`
     unanswered: dict, # (arm, seed) → test events without an answer
+    control: Control | None = None, # positive control, where one was run
 ) -> Findings: # without figures
     "Everything the report says, computed."
     metric, study = params['primary'], completed(params['study'], runs)
@@ -370,8 +379,8 @@ def found(
     methods = {name: value for name, value in params.items() if name != 'study'}
     events = (len(test)//len(said), int((dataset.events.split == 'test').sum()))   # compared, held out
     levels, bins = calibrated(test) if 'probability' in test else (None, None)
-    return Findings(study, results, judge(results, study, gate, dataset.card, said, metric, kinds, params['alpha'], events), gate, dataset.card, said, costs_of(artefacts), listed(artefacts, study),
-                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(runs, dataset))
+    return Findings(study, results, judge(results, study, gate, dataset.card, said, metric, kinds, params['alpha'], events, control), gate, dataset.card, said, costs_of(artefacts), listed(artefacts, study),
+                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(runs, dataset), control)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #765bcb62
 def plain_json(
@@ -387,8 +396,9 @@ def plain_json(
 def summary_of(f: Findings) -> dict: # plain JSON
     "The findings in short: verdict, main table, costs, settings."
     main = f.results[(f.results.metric == f.metric) & (f.results.stratum_kind == 'all')]
+    control = {} if f.control is None else dict(control=dict(found=f.control.found, arm=f.control.arm, data=f.control.card, comparisons=f.control.rows))
     said = dict(study={k: v for k, v in f.study.items() if k != 'settings'}, settings=f.study.get('settings', {}), methods=f.methods, primary=f.metric, verdict=f.verdict.said(), gate=f.gate, table=main.to_dict('records'), runs=f.runs.to_dict('records'),
-                costs=f.costs.to_dict('records'), beyond=f.beyond.to_dict('records'), data=f.card, provenance=f.provenance, **{name: table.to_dict('records') for name, table in dict(calibration=f.calibration, segments=f.segments).items() if table is not None})
+                costs=f.costs.to_dict('records'), beyond=f.beyond.to_dict('records'), data=f.card, provenance=f.provenance, **control, **{name: table.to_dict('records') for name, table in dict(calibration=f.calibration, segments=f.segments).items() if table is not None})
     return without_addresses(plain_json(said))
 
 def write(
@@ -398,7 +408,7 @@ def write(
 ) -> None:
     "Figures, report and summary."
     (out/'figures').mkdir(exist_ok=True)
-    for name, figure in draw(f.results, f.study, f.metric, f.runs, history, f.costs, f.kinds, f.criterion, f.bins).items():
+    for name, figure in draw(f.results, f.study, f.metric, f.runs, history, f.costs, f.kinds, f.criterion, f.bins, f.control).items():
         f.figures[name] = encode(figure, 'svg')
         (out/'figures'/f'{name}.svg').write_bytes(f.figures[name])
         (out/'figures'/f'{name}.png').write_bytes(encode(figure, 'png'))
@@ -408,7 +418,7 @@ def write(
 # %% ../../nbs/6_evidence/0_stage.ipynb #12527d76
 def run(
     params: dict, # all parameters of this stage
-    inputs: dict, # data: folder; '<arm>/<seed>': folder of a recommend artefact
+    inputs: dict, # data: folder; '<arm>/<seed>': folder of a recommend artefact; control: folder of an evidence artefact, where there is one
     out: str | Path, # existing folder to write into
 ) -> Path: # `out`
     "Judge the runs: results.parquet, per_user.parquet, summary.json, figures, report.html."
@@ -418,7 +428,7 @@ def run(
     answers, unanswered = gathered(held_out(dataset), runs)
     check_primary(params['primary'], lengths(params['cutoffs']), 'probability' in answers)
     if 'rank' in answers: check_cutoffs(lengths(params['cutoffs']), len(dataset.items))
-    f = found(params, dataset, runs, answers, unanswered)
+    f = found(params, dataset, runs, answers, unanswered, control_in(Path(inputs['control'])) if 'control' in inputs else None)
     f.results.to_parquet(out/'results.parquet', index=False)
     answers.to_parquet(out/'per_user.parquet', index=False)
     write(f, learning(runs), out)

@@ -8,8 +8,8 @@ __all__ = ['DASH', 'MINUS', 'SPACE', 'MEASURABLE', 'WORTH', 'CLICK_WORTH', 'GATE
            'widest', 'Call', 'call', 'Outcome', 'find_row', 'outcome', 'name_of', 'joined', 'meaning', 'over', 'gained',
            'whereabouts', 'tests_said', 'size_said', 'compared', 'sentences', 'with_simple', 'simple_said', 'gate_said',
            'against', 'size_cautions', 'tie_cautions', 'tuning_cautions', 'training_cautions', 'cold_cautions',
-           'left_cautions', 'class_cautions', 'counted', 'declared', 'preferred', 'headline', 'Verdict', 'entry',
-           'judge']
+           'left_cautions', 'class_cautions', 'preferred', 'Control', 'control_of', 'weakness', 'control_said',
+           'counted', 'declared', 'headline', 'Verdict', 'entry', 'judge']
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #9877aba7
 import math
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 # %% ../../nbs/6_evidence/7_verdict.ipynb #98edc706
 import pandas as pd
 
-# %% ../../nbs/6_evidence/7_verdict.ipynb #4216b18a
-from .compare import DECIDE, simple_arms
+# %% ../../nbs/6_evidence/7_verdict.ipynb #0680532d
+from .compare import DECIDE, id_only, simple_arms
 from .metrics import direction
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #a4b98bd5
@@ -414,6 +414,72 @@ def class_cautions(
     if 'gauc' not in whole or whole['gauc'] == whole.max(): return []
     return [f"GAUC leaves out {count(whole.max() - whole['gauc'])} of {count(whole.max())} users, whose test events all have the same label."]
 
+# %% ../../nbs/6_evidence/7_verdict.ipynb #5a7ffcce
+def preferred(
+    study: dict,
+    runs: pd.DataFrame, # arm, seed, valid
+) -> str: # name of an arm; '' where there is only the baseline
+    "The arm that validation would have chosen: highest mean validation score, baseline and controls aside."
+    arms = [arm for arm, spec in study['arms'].items() if arm != study['baseline'] and not spec.get('placebo_of') and arm not in simple_arms(study)]
+    means = runs[runs.arm.isin(arms)].groupby('arm').valid.mean().dropna()
+    return means.idxmax() if len(means) else ''
+
+# %% ../../nbs/6_evidence/7_verdict.ipynb #6450f58b
+@dataclass(frozen=True)
+class Control:
+    "A positive control that was run: its results, and the comparisons in which the planted effect has to show."
+    study: dict # of the control, completed
+    results: pd.DataFrame # of `recx.evidence.compare`
+    card: dict # data card of the twin
+    metric: str # that decides
+    alpha: float # of its calls
+    arm: str # that has to show the effect
+    rows: list # records of the results: the arm against the baseline, and against each placebo
+
+    @property
+    def calls(self) -> list: return [call(row, self.alpha) for row in self.rows]
+    @property
+    def found(self) -> bool: return all(c.better for c in self.calls)
+
+def control_of(
+    results: pd.DataFrame, # of the control
+    study: dict, # of the control: baseline, arms
+    card: dict, # data card of the twin
+    runs: pd.DataFrame, # of the control: arm, valid
+    metric: str = 'ndcg@10', # that decides
+    alpha: float = .05,
+) -> Control:
+    "What has to be found on the twin, looked up."
+    made = {name: spec['placebo_of'] for name, spec in study['arms'].items() if spec.get('placebo_of')}
+    arm = next(iter(made.values()), '') or preferred(study, runs)
+    if not arm: raise ValueError('control: only the baseline was run on the twin, so that nothing could be found there; give the study an arm with vectors, or no control')
+    against = [study['baseline']]*(arm != study['baseline'] and (not made or id_only(study) == study['baseline'])) + [name for name in made if made[name] == arm]
+    return Control(study, results, card, metric, alpha, arm, [find_row(results, arm, other, metric) for other in against])
+
+# %% ../../nbs/6_evidence/7_verdict.ipynb #57510a88
+def weakness(
+    c: Control,
+) -> str: # 'NDCG@10 .0540 against .0520, +3.8 % [+1.2 %, +6.5 %]; seeds p = .003, users p < .001'
+    "The comparison that says most: the first that failed, or the one with the baseline."
+    row = next((row for row, said in zip(c.rows, c.calls) if not said.better), c.rows[0])
+    return f"against {name_of(c.study, row['baseline'])} {size_said(row)}; {tests_said(row)}"
+
+def control_said(
+    c: Control,
+    outcomes: list = (), # of the study that the control belongs to
+) -> str: # two sentences
+    "Whether the planted effect was found, and what that makes of a null."
+    what = f"on {c.card.get('banner') or 'planted'} data in which the text of an item moves behaviour, {name_of(c.study, c.arm)}"
+    null = not any(o.call.better for o in outcomes)
+    if c.found:
+        follows = 'So this instrument finds an effect of that size, and that none is shown above is informative.' if null else 'So this instrument finds an effect of that size.'
+        made = [row for row in c.rows if c.study['arms'][row['baseline']].get('placebo_of')]
+        beaten = [name_of(c.study, row['baseline']) for row in c.rows if row not in made] + [f"its {'placebo' if len(made) == 1 else f'{len(made)} placebos'}"]*bool(made)
+        return f"The positive control finds what was planted: {what} is better than {joined(beaten)} ({weakness(c)}). {follows}"
+    missed = [name_of(c.study, row['baseline']) for row, said in zip(c.rows, c.calls) if not said.better]
+    follows = 'and that nothing is shown above says little' if null else 'and what is not shown above may be there all the same'
+    return f"The positive control misses what was planted: {what} is not shown to be better than {joined(missed)} ({weakness(c)}). So the instrument is too weak at this size, {follows}."
+
 # %% ../../nbs/6_evidence/7_verdict.ipynb #55c360d9
 ORDER = [Call('better', 'users and seeds'), Call('better', 'users'), Call('better', 'seeds'), Call('worse', 'users and seeds'), Call('worse', 'users'), Call('worse', 'seeds'),
          Call('no difference shown'), Call('inconclusive'), Call('identical'), Call('not testable')]
@@ -444,16 +510,6 @@ def declared(
     says = 'shows no difference' if o.call.word == 'no difference shown' else 'is ' + over(o.call)
     return f'the one declared arm, {name_of(study, o.arm)}, {says}'
 
-# %% ../../nbs/6_evidence/7_verdict.ipynb #5a7ffcce
-def preferred(
-    study: dict,
-    runs: pd.DataFrame, # arm, seed, valid
-) -> str: # name of an arm; '' where there is only the baseline
-    "The arm that validation would have chosen: highest mean validation score, baseline and controls aside."
-    arms = [arm for arm, spec in study['arms'].items() if arm != study['baseline'] and not spec.get('placebo_of') and arm not in simple_arms(study)]
-    means = runs[runs.arm.isin(arms)].groupby('arm').valid.mean().dropna()
-    return means.idxmax() if len(means) else ''
-
 # %% ../../nbs/6_evidence/7_verdict.ipynb #1076916b
 def headline(
     outcomes: list,
@@ -483,17 +539,18 @@ class Verdict:
     "The answer in words, all of it derived."
     headline: str
     gate: str # what the reference value says
+    control: str # what the positive control says; '' where none was run
     outcomes: list # of Outcome
     entries: list # per outcome: dict(arm, label, word, unit, tone, meaning, text)
     cautions: list # sentences
 
     def said(self) -> dict:
         "As plain JSON."
-        return dict(headline=self.headline, gate=self.gate, comparisons=self.entries, cautions=self.cautions)
+        return dict(headline=self.headline, gate=self.gate, control=self.control, comparisons=self.entries, cautions=self.cautions)
 
     def __str__(self) -> str:
         entries, cautions = [f"- {e['text']}" for e in self.entries], [f'Caution: {c}' for c in self.cautions]
-        return '\n\n'.join('\n'.join(block) for block in ([self.headline], [self.gate], entries, cautions) if block)
+        return '\n\n'.join('\n'.join(block) for block in ([self.headline], [self.gate], [self.control] if self.control else [], entries, cautions) if block)
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #db7581b5
 def entry(
@@ -515,10 +572,11 @@ def judge(
     strata: tuple = ('share80', 'cold'), # kinds of strata to speak of
     alpha: float = .05,
     events: tuple = (0, 0), # test events that were compared; that were held out
+    control: Control | None = None, # positive control, where one was run
 ) -> Verdict:
     "The verdict on a study: a function of its tests and of how it was run."
     outcomes = [outcome(results, study, arm, base, metric, strata, alpha) for arm, base in study['family']]
     n_users = max((o.row['n_users'] for o in outcomes), default=0)
     first = size_cautions(study, card, n_users)
-    return Verdict(headline(outcomes, study, gate, metric, first, preferred(study, runs)), gate_said(gate, study), outcomes, [entry(o, study) for o in outcomes],
+    return Verdict(headline(outcomes, study, gate, metric, first, preferred(study, runs)), gate_said(gate, study), control_said(control, outcomes) if control else '', outcomes, [entry(o, study) for o in outcomes],
                    first + tie_cautions(card) + cold_cautions(study, runs, metric) + left_cautions(study, runs, events) + class_cautions(results) + tuning_cautions(study) + training_cautions(study, runs))
