@@ -154,6 +154,7 @@ def tell(
     "Print the verdict and where the report is."
     verdict = result.summary['verdict']
     print('\n' + verdict['headline'])
+    if verdict.get('control'): print('  - ' + verdict['control'])   # reports of older versions have none
     for line in [c['text'] for c in verdict['comparisons']] + [f'Caution: {c}' for c in verdict['cautions']]: print(f'  - {line}')
     print(f'\nreport: {where(result.report)}')
 

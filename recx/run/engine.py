@@ -58,7 +58,7 @@ def printed(
     return ''.join(o.get('text', '') for o in cell.get('outputs', []))
 
 # %% ../../nbs/7_run/3_engine.ipynb #75fe6080
-QUIET_KERNEL = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--IPKernelApp.log_level=50'])
+QUIET_KERNEL = dict(kernel_name='python3', progress_bar=False, shutdown_kernel='immediate', extra_arguments=['--IPKernelApp.log_level=50']) # 'immediate': a stage has written all it has to when its last cell ends, and a farewell costs a second
 os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')   # read by kernels when they start
 
 # %% ../../nbs/7_run/3_engine.ipynb #3ef4f509
