@@ -95,17 +95,17 @@ def exponent(runs, name):
 
 
 def draw(made, folder):
-    "Seconds of an epoch and peak memory against events, on logarithmic axes."
+    "Processor seconds of an epoch, which other work on the machine does not touch, and peak memory against events, on logarithmic axes."
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
     for backbone in dict.fromkeys(run['backbone'] for run in made):
         runs = sorted((run for run in made if run['backbone'] == backbone), key=lambda run: run['events'])
-        for axis, name, unit in zip(axes, ('seconds', 'peak'), ('s per epoch', 'GiB, log included')):
+        for axis, name, unit in zip(axes, ('processor', 'peak'), ('s of processor per epoch', 'GiB, log included')):
             line, = axis.loglog([run['events'] for run in runs], [run[name] for run in runs], marker='o', label=f'{backbone} (exponent {exponent(runs, name):.2f})')
             axis.set(xlabel='events', ylabel=unit)
-            if name == 'seconds': axis.loglog([run['events'] for run in runs], [runs[0][name]*run['events']/runs[0]['events'] for run in runs], ls=':', lw=1, color=line.get_color())
+            if name == 'processor': axis.loglog([run['events'] for run in runs], [runs[0][name]*run['events']/runs[0]['events'] for run in runs], ls=':', lw=1, color=line.get_color())
     for axis in axes: axis.legend(frameon=False, fontsize=8)
     figure.suptitle('One epoch by the size of the log (simulated); dotted: in proportion to the smallest', fontsize=9)
     figure.savefig(folder/'scale.png', dpi=150)

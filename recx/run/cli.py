@@ -110,7 +110,10 @@ def read_out_loud(
     folder = home()/'reports'/name
     (folder/'notebooks').mkdir(parents=True, exist_ok=True)
     shutil.copyfile(executed, folder/'notebooks'/f'{name}.ipynb')
-    page, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True).from_filename(str(executed))
+    notebook = nbformat.read(executed, 4)
+    for cell in notebook.cells:   # warnings of libraries name folders of this machine
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+    page, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True).from_notebook_node(notebook, dict(metadata=dict(name=name)))
     (folder/'report.html').write_text(page, encoding='utf8')
     print(f"\nreport: {where(folder/'report.html')}")
     return folder/'report.html'
