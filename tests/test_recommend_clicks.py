@@ -18,7 +18,7 @@ from recx.recommend.stage import load_model, small as small_recommend
 from recx.recommend.train import train
 
 PARAMS = dict(backbone='deepfm', fusion='id', user_fusion='id', adapter='linear', adapter_hidden=8, experts=3, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, null_size=4, embedding_size=8, dropout=.1,
-              deep='24,12', cross_layers=2, attention_layers=1, heads=2, click_history=4, click_fields='auto', positive_above=0., align_weight=.1, align_temperature=.2, align_mask=.1)
+              deep='24,12', cross_layers=2, attention_layers=1, heads=2, click_history=4, click_fields='auto', positive_above=0., click_negatives=0, align_weight=.1, align_temperature=.2, align_mask=.1)
 SETTINGS = dict(batch_size=128, gate_balance=.01, learning_rate=.01, weight_decay=1e-4, epochs=20, patience=4, validate_every=1, seed=0)
 USERS, ITEMS = 60, 40
 
@@ -143,6 +143,40 @@ def test_data_without_values_are_refused():
     data = board()
     data.card['has_values'] = False
     with pytest.raises(ValueError, match='no values'): Clicks(data, PARAMS)
+
+
+def purchases():
+    "The board's yeses alone, without a label."
+    data = board()
+    events = data.events[data.events.value == 5].assign(value=1.)
+    return Dataset(data.items, data.users, events, dict(name='shop', has_values=False))
+
+
+def test_purchases_get_unmet_items_as_noes():
+    data = purchases()
+    made = Clicks(data, PARAMS | dict(click_negatives=3)).made
+    met = set(zip(data.events[Col.USER], data.events[Col.ITEM]))
+    asked = list(zip(data.user_ids[made.user], data.item_ids[made.item]))
+    assert [pair in met for pair in asked] == (made.label > 0).tolist() == ([True] + [False]*3)*len(data.events)
+    assert (made.split.reshape(-1, 4) == made.split[::4, None]).all() and (made.stop.reshape(-1, 4) == made.stop[::4, None]).all()
+    again = Clicks(data, PARAMS | dict(click_negatives=3)).made
+    assert (again.item == made.item).all()
+
+
+def test_a_model_learns_purchases_from_drawn_noes():
+    task, model, *_ = fitted(purchases(), changes=dict(click_negatives=2))
+    assert test_auc(task, model) > .8   # a third of the noes are films of the liked kind, not met: no model can have more than about 1 - 1/6
+    rows = task.results(model)['per_user']
+    assert len(rows) == 3*(purchases().events.split != 'train').sum() and rows.label.mean() == pytest.approx(1/3)
+
+
+def test_drawn_noes_beside_labels_are_refused():
+    with pytest.raises(ValueError, match='click_negatives=2.*values from 2 to 5'): Clicks(board(), PARAMS | dict(click_negatives=2))
+    full = purchases()
+    full.items = full.items.iloc[[0, 2]]
+    full.events = full.events[full.events[Col.ITEM].isin(['i0', 'i2'])]
+    with pytest.raises(ValueError, match='users have met all 2 items'): Clicks(full, PARAMS | dict(click_negatives=1))
+    with pytest.raises(ValueError, match='click_negatives'): stage.check(declared(vars(stage)) | dict(backbone='fm', fusion='id', click_negatives=101))
 
 
 def test_an_event_on_two_sides_is_refused():

@@ -134,7 +134,8 @@ def test_calibration_never_sees_the_attribute_in_the_text(toy):
 
 def test_zeroshot_says_nothing_of_nothing():
     asked = dict(mood=['sad', 'happy'], genre=['war', 'crime', 'romance'])
-    said = label_texts(['', 'two armies fight in the trenches of a great war', ''], asked)
+    texts = ['', 'two armies fight in the trenches of a great war', '']
+    said = label_texts(texts, embed(texts), asked)
     assert said[0] == said[2] == '' and 'genre: war.' in said[1]
     rows = zeroshot(odd_set(['Iron Regiment', None, '🎬']), PARAMS)
     assert rows.text[1] == '' and rows.attrs['zeroshot']['confidence'].startswith('margin, not calibrated') and (rows.source == 'zeroshot').all()

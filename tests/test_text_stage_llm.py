@@ -124,6 +124,25 @@ def test_enrich_by_the_command_line(server, llm, tmp_path, capsys):
     assert set(FeatureStore(tmp_path/'features').rows().source) == {'profile'}
 
 
+def test_enrich_ended_while_encoding_goes_on(tmp_path, monkeypatch):
+    from recx.extract import encode as encoding
+    from recx.run.enrich import enrich
+    monkeypatch.setenv('RECX_STORE', str(tmp_path/'store'))
+    monkeypatch.setattr(encoding, 'CHUNK', 8)
+    wishes, chunks, honest = SMALL | dict(dataset='toy', describe='template'), [], encoding.encode_distinct
+    def ended(encoder, texts, *more):
+        chunks.append(len(texts))
+        if len(chunks) == 4: raise KeyboardInterrupt
+        return honest(encoder, texts, *more)
+    monkeypatch.setattr(encoding, 'encode_distinct', ended)
+    with pytest.raises(KeyboardInterrupt): enrich(wishes, tmp_path/'features')
+    assert not FeatureStore(tmp_path/'features').snapshot.rows.size and len(list((tmp_path/'store'/'encoding').rglob('*.npy'))) == 3
+    done = enrich(wishes, tmp_path/'features')['store']
+    distinct = FeatureStore(tmp_path/'features').rows().text.nunique()
+    assert done['new'] == done['encoded'] == 40 and sum(chunks) == distinct + 8 and not [p for p in (tmp_path/'store'/'encoding').iterdir() if p.is_dir()]
+    assert enrich(wishes, tmp_path/'features')['store']['encoded'] == 0
+
+
 @pytest.mark.parametrize('changes, said', [(dict(describe='keywords'), 'need a language model'), (dict(describe='imported'), 'import_path'), (dict(llm_price='1'), 'llm_price'), (dict(describe='flatten', llm_per_request=99), 'llm_per_request'),
                                            (dict(layers='L9'), 'L9'), (dict(domain='cars'), 'domain'), (dict(cluster_by='k-means'), 'kmeans'), (dict(escalate_below=2.), 'escalate_below')])
 def test_bad_parameters(changes, said):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CUSTOM', 'REPEATS', 'BINS', 'FILLING', 'UNSEEN', 'MISSING', 'FIRST', 'threshold', 'Instances', 'make_instances',
-           'check_sides', 'auc', 'values_of', 'field_columns', 'binned_by_training', 'field_codes']
+           'with_unmet', 'check_repeats', 'label_events', 'check_labels', 'auc', 'values_of', 'field_columns',
+           'binned_by_training', 'field_codes']
 
 # %% ../../nbs/5_recommend/1_clicks.ipynb #5717f129
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..data.dataset import Col, Dataset
 from ..data.parameters import known
 
 # %% ../../nbs/5_recommend/1_clicks.ipynb #bc8c0a70
-CUSTOM = {'movielens': 3., 'ml-': 3., 'toy films': 3., 'amazon': 4.} # how a data set's name begins → values above it are label 1
+CUSTOM = {'movielens': 3., 'ml-': 3., 'toy films': 3., 'amazon': 4., 'kkbox': .5, 'sim-music': .5} # how a data set's name begins → values above it are label 1
 
 def threshold(
     card: dict, # of the data set
@@ -23,7 +24,7 @@ def threshold(
 ) -> float: # values above it are label 1
     "Where the positives begin."
     called = [str(card.get(key, '')).lower() for key in ('name', 'display')]
-    if not card.get('has_values', True) or values.min() == values.max(): raise ValueError(f"{card.get('name', 'the data set')} has no values to tell clicks from others by (all are {values[0]:g}); use a data set with ratings, or with 1 and 0, and a smaller min_value")
+    if not card.get('has_values', True) or values.min() == values.max(): raise ValueError(f"{card.get('name', 'the data set')} has no values to tell clicks from others by (all are {values[0]:g}); set click_negatives, which draws unmet items as noes, or use a data set with ratings, or with 1 and 0, and a smaller min_value")
     if positive_above: return positive_above
     for begin, above in CUSTOM.items():
         if any(name.startswith(begin) for name in called): return above
@@ -68,16 +69,60 @@ def make_instances(
     first = np.maximum.accumulate(np.where(opens, np.arange(n), 0))
     return Instances(user.astype(np.int64), item.astype(np.int64), label.astype(np.float32), split, item[positive].astype(np.int64), before[first], before[instant])
 
-# %% ../../nbs/5_recommend/1_clicks.ipynb #b8e90f1d
-def check_sides(
-    made: Instances,
+# %% ../../nbs/5_recommend/1_clicks.ipynb #045dd300
+def with_unmet(
+    user: np.ndarray, # user code per event, sorted
+    item: np.ndarray, # item code per event
+    split: np.ndarray, # side of each event
     time: np.ndarray, # of each event
-    above: float, # threshold
+    items: int, # in the catalogue
+    each: int, # unmet items per event
+) -> tuple: # user, item, split, time, label (float32): each event, and behind it its unmet items
+    "The events as positives, with unmet items drawn as negatives; always the same for the same events."
+    met, rng = np.unique(user.astype(np.int64)*items + item), np.random.default_rng(0)
+    sated = int((np.bincount(met//items) >= items).sum())
+    if sated: raise ValueError(f'click_negatives={each}: {sated} users have met all {items} items, so that none can be drawn; use a larger catalogue')
+    row, label = np.repeat(np.arange(len(user)), 1 + each), np.tile(np.r_[1, np.zeros(each)], len(user)).astype(np.float32)
+    shown, left = item[row].astype(np.int64), np.flatnonzero(label == 0)
+    while len(left):
+        shown[left] = rng.integers(0, items, len(left))
+        left = left[np.isin(user[row[left]].astype(np.int64)*items + shown[left], met)]
+    return user[row], shown, split[row], time[row], label
+
+# %% ../../nbs/5_recommend/1_clicks.ipynb #834761a3
+def check_repeats(
+    user: np.ndarray, # user code per event
+    item: np.ndarray, # item code per event
+    split: np.ndarray, # side of each event
+    time: np.ndarray, # of each event
 ) -> None:
-    "Refuse an event on two sides, and a side without both labels."
-    events = pd.DataFrame(dict(user=made.user, item=made.item, time=time, split=made.split))
-    twice = events.groupby(['user', 'item', 'time'], sort=False)['split'].nunique() if events.duplicated(['user', 'item', 'time']).any() else pd.Series([1])
-    if (twice > 1).any(): raise ValueError(f"{int((twice > 1).sum())} events are repeated on two sides of the split; set on_duplicates='first' for the data set")
+    "Refuse an event that is on two sides."
+    events = pd.DataFrame(dict(user=user, item=item, time=time, split=split))
+    if not events.duplicated(['user', 'item', 'time']).any(): return
+    twice = int((events.groupby(['user', 'item', 'time'], sort=False)['split'].nunique() > 1).sum())
+    if twice: raise ValueError(f"{twice} events are repeated on two sides of the split; set on_duplicates='first' for the data set")
+
+# %% ../../nbs/5_recommend/1_clicks.ipynb #0434ad42
+def label_events(
+    dataset: Dataset,
+    above: float = 0., # values above it are label 1, as of `threshold`; without effect on drawn labels
+    click_negatives: int = 0, # unmet items per event; 0: the log's own labels
+) -> tuple: # user, item, split, time, label: one per instance, users sorted and times ascending within a user
+    "Who answered what, when, and whether it was a yes."
+    value, time = (dataset.events[c].to_numpy() for c in (Col.VALUE, Col.TIME))
+    if dataset.card.get('time_kind') == 'none': time = np.zeros(len(time), np.int64)   # nothing is earlier than anything: all histories are empty
+    codes = dataset.codes()
+    check_repeats(*codes, time)
+    if not click_negatives: return *codes, time, (value > above).astype(np.float32)
+    if dataset.card.get('has_values', True) and value.min() < value.max(): raise ValueError(f"click_negatives={click_negatives}: {dataset.card.get('name', 'the data set')} has values from {value.min():g} to {value.max():g} to tell clicks from others by; use click_negatives=0 and positive_above, or min_value so that only positives stay")
+    return with_unmet(*codes, time, len(dataset.item_ids), click_negatives)
+
+# %% ../../nbs/5_recommend/1_clicks.ipynb #fd690ef2
+def check_labels(
+    made: Instances,
+    above: float, # as of `threshold`
+) -> None:
+    "Refuse a side without both labels."
     for code, name in enumerate(('train', 'valid', 'test')):
         labels = made.label[made.split == code]
         if not len(labels): raise ValueError(f'the {name} side has no event; use a larger valid_share or test_share, or more data')

@@ -8,12 +8,12 @@ __all__ = ['backbone', 'fusion', 'user_fusion', 'adapter', 'adapter_hidden', 'ex
            'transfer', 'transfer_from', 'embedding_size', 'blocks', 'heads', 'dropout', 'max_length', 'mask_share',
            'graph_layers', 'edge_dropout', 'l2', 'knn_neighbours', 'loss', 'negatives', 'gbce_t', 'scoring',
            'temperature', 'align_weight', 'align_temperature', 'align_mask', 'late_of', 'positive_above',
-           'click_fields', 'click_history', 'deep', 'cross_layers', 'attention_layers', 'first_stage', 'list_length',
-           'hold_back', 'learning_rate', 'weight_decay', 'batch_tokens', 'batch_size', 'epochs', 'patience',
-           'validate_every', 'null_size', 'seed', 'seen_items', 'list_size', 'train_device', 'train_threads', 'inputs',
-           'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES', 'SEEN_ITEMS', 'COUNTED', 'NOT_TRAINING', 'family', 'check',
-           'external', 'relevant', 'make_model', 'measured', 'cold_said', 'summarise', 'save_model', 'blank',
-           'load_model', 'threads', 'rests_on', 'run', 'small']
+           'click_negatives', 'click_fields', 'click_history', 'deep', 'cross_layers', 'attention_layers',
+           'first_stage', 'list_length', 'hold_back', 'learning_rate', 'weight_decay', 'batch_tokens', 'batch_size',
+           'epochs', 'patience', 'validate_every', 'null_size', 'seed', 'seen_items', 'list_size', 'train_device',
+           'train_threads', 'inputs', 'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES', 'SEEN_ITEMS', 'COUNTED',
+           'NOT_TRAINING', 'family', 'check', 'external', 'relevant', 'make_model', 'measured', 'cold_said',
+           'summarise', 'save_model', 'blank', 'load_model', 'threads', 'rests_on', 'run', 'small']
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #43b0b52d
 import json
@@ -79,7 +79,8 @@ align_weight: float = 0.1  # weight of the alignment loss
 align_temperature: float = 0.2  # divides the cosines of the alignment loss
 align_mask: float = 0.1  # align-gen: share of nodes hidden
 late_of: str = 'replace'  # late: fusion of the second model; id: a second model of ids, the control
-positive_above: float = 0.0  # clicks: values above it are positive; 0: what is customary for the data set (MovieLens 3, Amazon 4)
+positive_above: float = 0.0  # clicks: values above it are positive; 0: what is customary for the data set (MovieLens 3, Amazon 4, KKBOX .5)
+click_negatives: int = 0  # clicks: unmet items drawn per event as noes, where a log of purchases has none; 0: the log's own labels
 click_fields: str = 'auto'  # clicks: comma list of columns of items and users beside the ids; auto: all that are categories or numbers
 click_history: int = 10  # clicks: most recent positive events that are read
 deep: str = '200,80'  # clicks: widths of the hidden layers
@@ -117,7 +118,7 @@ def family(
 RANGES = dict(embedding_size=(1, 8192), blocks=(1, 64), heads=(1, 64), dropout=(0, .95), max_length=(1, 10_000), negatives=(1, 1_000_000), gbce_t=(0, 1), temperature=(.001, 100), learning_rate=(1e-8, 10), weight_decay=(0, 10),
               batch_tokens=(1, 10_000_000), epochs=(1, 100_000), patience=(1, 100_000), validate_every=(1, 1000), seed=(0, 2**32 - 1), list_size=(1, 1_000_000), gate_balance=(0, 100), train_threads=(1, 1024),
               batch_size=(1, 10_000_000), mask_share=(.01, .95), graph_layers=(1, 16), edge_dropout=(0, .95), l2=(0, 10), knn_neighbours=(1, 100_000), align_weight=(0, 1000), align_temperature=(.001, 100), align_mask=(.001, .95),
-              click_history=(1, 10_000), cross_layers=(1, 16), attention_layers=(1, 16), list_length=(2, 1000), hold_back=(0, 100))
+              click_history=(1, 10_000), click_negatives=(0, 100), cross_layers=(1, 16), attention_layers=(1, 16), list_length=(2, 1000), hold_back=(0, 100))
 MOST_OWN_NEGATIVES = 64 # per position, under bce and bpr
 SEEN_ITEMS = ('auto', 'masked', 'candidates')
 
@@ -165,7 +166,7 @@ def relevant(
                 **dict.fromkeys(('experts', 'expert_top_k', 'gate_noise', 'gate_balance'), adapted and params['adapter'] == 'moe'), **dict.fromkeys(('shared_experts', 'own_experts', 'final_relu'), adapted and params['adapter'] == 'hea'),
                 late_of='late' in fusions, null_size='nullspace' in fusions, **dict.fromkeys(('align_weight', 'align_temperature'), bool(fusions & {'align-con', 'align-gen'})), align_mask='align-gen' in fusions,
                 mask_share=backbone == 'bert4rec', graph_layers=backbone == 'lightgcn', edge_dropout=backbone == 'lightgcn', knn_neighbours=backbone == 'item-knn', l2=task is TopK,
-                **dict.fromkeys(('positive_above', 'click_fields', 'click_history'), task is Clicks), deep=task is Clicks, cross_layers=backbone in ('dcn', 'dcnv2', 'xdeepfm'), attention_layers=backbone == 'autoint',
+                **dict.fromkeys(('positive_above', 'click_negatives', 'click_fields', 'click_history'), task is Clicks), deep=task is Clicks, cross_layers=backbone in ('dcn', 'dcnv2', 'xdeepfm'), attention_layers=backbone == 'autoint',
                 **dict.fromkeys(('first_stage', 'list_length'), task is Rerank), **dict.fromkeys(('dropout', 'blocks', 'heads', 'max_length'), task is not TopK), **dict.fromkeys(('loss', 'negatives', 'scoring'), task not in (Clicks, Rerank)), batch_tokens=task is NextItem, batch_size=task in (TopK, Clicks, Rerank), gbce_t=params['loss'] == 'gbce', temperature=params['scoring'] == 'cosine' and task not in (Clicks, Rerank))
     if task is Simple: uses = {name: name in COUNTED for name in params}
     return params | {name: globals()[name] for name, used in uses.items() if not used}

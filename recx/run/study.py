@@ -133,7 +133,8 @@ class Run:
         self.seeds, self.grid = list(range(self.settings['seeds'])), self.study.grid[:self.settings['trials']]
         self.left_out = {name: needed for name, needed in self.study.needs.items() if not self.shared.get(needed)}
         self.arms = {name: self.arm(name, changes) for name, changes in self.study.arms.items() if name not in self.left_out}
-        self.arms |= {name: Arm(name, dict(backbone=name, fusion='id', user_fusion='id', placebo='none'), self.shared, [{}], self.seeds) for name in self.study.simple}
+        if self.shared.get('split_by') == 'random' and 'last-item' in self.study.simple: self.left_out['last-item'] = 'split_by'   # a split by lot has no last item
+        self.arms |= {name: Arm(name, dict(backbone=name, fusion='id', user_fusion='id', placebo='none'), self.shared, [{}], self.seeds) for name in self.study.simple if name not in self.left_out}
         for arm in self.arms.values(): arm.trials()   # every stage's check has its say before anything runs
 
     def arm(self, name, changes, placebo_of=''):

@@ -169,11 +169,11 @@ def vocabularies(
 # %% ../../nbs/2_text/9_zeroshot.ipynb #765710a1
 def label_texts(
     texts: list[str], # of the items
+    vectors: np.ndarray, # (texts, d) theirs, as of `embed`
     asked: dict[str, list[str]], # attribute → labels
-    model: str = 'minilm', # parameter embed_model
-) -> list[str]: # such as 'genre: crime. mood: tense.'; '' where no label stands out
+    model: str = 'minilm', # parameter embed_model: of the vectors
+) -> list[str]: # such as 'genre: crime. mood: tense.'; '' where no label stands out, or the text is empty
     "What the encoder makes of each text."
-    vectors = embed(texts, model)
     found = [best_labels(vectors, a, labels, model) for a, labels in asked.items()]
     said = [[f"{a.replace('_', ' ')}: {l}." if m >= SAID and t else '' for l, m, t in zip(f.label, f.margin, texts)] for a, f in zip(asked, found)]
     return [' '.join(filter(None, row)) for row in zip(*said)]
@@ -186,7 +186,8 @@ def zeroshot(
 ) -> pd.DataFrame: # texts, one row per item in the order of dataset.items; how far the margins are worth something in `attrs['zeroshot']`
     "The describer 'zeroshot': labels of the domain's vocabularies, chosen by the encoder."
     columns, domain = declared_columns(dataset, params['text_columns']), domain_of(dataset, params['domain'])
-    said = label_texts(flatten_items(dataset.items, columns), vocabularies(domain, params['layers']), params['embed_model'])
+    flat = flatten_items(dataset.items, columns)
+    said = label_texts(flat, embed(flat, params['embed_model']), vocabularies(domain, params['layers']), params['embed_model'])
     texts, tokens, cut = cap_texts(said, params['max_tokens'], load_tokenizer(params['tokenizer']))
     made = make_texts(dataset.item_ids, texts, tokens, cut, kind='item', source='zeroshot', prompt_version=f"{ZEROSHOT_VERSION} {domain} {params['layers']} {model_name(params['embed_model'])}")
     learned, column = calibrate_on(dataset.items, columns, params['embed_model'])
@@ -203,8 +204,9 @@ def zeroshot_layers(
     "The describer 'zeroshot_layers': each layer a text of its own."
     columns, domain = declared_columns(dataset, params['text_columns']), domain_of(dataset, params['domain'])
     flat, tokenizer, tables = flatten_items(dataset.items, columns), load_tokenizer(params['tokenizer']), []
+    vectors = embed(flat, params['embed_model'])
     for layer in (name.strip() for name in params['layers'].split(',')):
-        said = label_texts(flat, vocabularies(domain, layer), params['embed_model'])
+        said = label_texts(flat, vectors, vocabularies(domain, layer), params['embed_model'])
         texts, tokens, cut = cap_texts([f'{own} {labels}'.strip() for own, labels in zip(flat, said)] if layer == 'L1' else said, params['max_tokens'], tokenizer)
         tables.append(make_texts(dataset.item_ids, texts, tokens, cut, kind='item', layer=layer, source='zeroshot', prompt_version=f"{ZEROSHOT_VERSION} {domain} {layer} {model_name(params['embed_model'])}"))
     return pd.concat(tables, ignore_index=True)
