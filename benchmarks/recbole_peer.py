@@ -13,7 +13,7 @@ class Peer:
         python = os.environ.get('RECX_RECBOLE', '')
         if not python: sys.exit('RECX_RECBOLE is not set: name the Python of an environment with recbole==1.2.1, numpy<2 and setuptools<70, and this benchmark sets recx beside it')
         (Path(folder)/'config.json').write_text(json.dumps(dict(model=model, config=config)))
-        self.process = subprocess.Popen([python, __file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([python, str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
         self.about = self.answer()
 
     def answer(self):

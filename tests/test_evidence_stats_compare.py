@@ -23,6 +23,16 @@ def world(users=60, seeds=3, per_user=1, arms=tuple(STUDY['arms']), gain=0., see
     return pd.concat([base.assign(arm=arm, seed=s, rank=(1 + (n_items - 1)*(1 - e)**5).round()) for arm, s, e in runs], ignore_index=True)
 
 
+def quasi_f(d):
+    "p of the mean of differences (seeds × users) by the mean squares of the two-way layout."
+    (S, U), mean = d.shape, d.mean()
+    squares = dict(user=S*d.mean(axis=0).var(ddof=1), seed=U*d.mean(axis=1).var(ddof=1), rest=sum((d[s, u] - d[:, u].mean() - d[s].mean() + mean)**2 for s in range(S) for u in range(U))/((S - 1)*(U - 1)))
+    whole, most = squares['user'] + squares['seed'] - squares['rest'], max('user', 'seed', key=squares.get)
+    of = dict(user=U - 1, seed=S - 1, rest=(S - 1)*(U - 1))
+    df = whole**2/sum(squares[k]**2/of[k] for k in of) if whole > squares[most] else of[most]
+    return 2*stats.t.sf(abs(mean)/np.sqrt(max(whole, squares[most])/(S*U)), df) if squares[most] > 0 else np.nan
+
+
 def slowly(ranks, arm, other, metric, kind, stratum):
     "Means and tests of one row of the table, by groupby and SciPy."
     name, k = metric.split('@'); k = int(k)
@@ -36,7 +46,7 @@ def slowly(ranks, arm, other, metric, kind, stratum):
         return (1/np.log2(1 + hits)).sum()/(1/np.log2(np.arange(2, min(k, n) + 2))).sum()
     table = part[part.arm.isin([arm, other])].groupby(['arm', 'seed', 'user'])['rank'].apply(of_user).unstack('user')
     a, b = table.loc[arm], table.loc[other]
-    return dict(mean=a.to_numpy().mean(), mean_baseline=b.to_numpy().mean(), n_users=a.shape[1], p_seed=stats.ttest_rel(a.mean(axis=1), b.mean(axis=1)).pvalue,
+    return dict(p_crossed=quasi_f((a - b).to_numpy()), mean=a.to_numpy().mean(), mean_baseline=b.to_numpy().mean(), n_users=a.shape[1], p_seed=stats.ttest_rel(a.mean(axis=1), b.mean(axis=1)).pvalue,
                 p_user=stats.ttest_rel(a.mean(), b.mean()).pvalue, wins=int((a.mean() - b.mean() > 1e-9).sum()), losses=int((a.mean() - b.mean() < -1e-9).sum()))
 
 

@@ -146,7 +146,7 @@ def judged(
     gains = rank_values(panel, primary, (int(primary.partition('@')[2]),)).values[:, :, 0]   # arms, seeds, users
     d = [(gains[panel.arms.index(a)] - gains[panel.arms.index(b)]).T for a, b in comparisons_of(study)]
     said = table.apply(call, axis=1)
-    table = table.assign(p_crossed=[crossed_t(x).p[0] for x in d], verdict=[c.word for c in said], unit=[c.unit for c in said], **pd.DataFrame([parts_of(x) for x in d]))
+    table = table.assign(verdict=[c.word for c in said], unit=[c.unit for c in said], **pd.DataFrame([parts_of(x) for x in d]))
     return table.assign(p_three=table[['p_seed', 'p_user', 'p_crossed']].max(axis=1, skipna=False))
 
 # %% ../../nbs/6_evidence/10_calibration.ipynb #4e285e0b

@@ -23,7 +23,7 @@ from .bootstrap import percentile, resample
 from .clicks import Clicks, check_clicks, kept
 from .metrics import CLICK_METRICS, KINDS, Events, check_cutoffs, check_ranks, direction, parse_metric
 from .multiplicity import adjust
-from .tests import mde, paired_t, sign_flip, wilcoxon, wins_ties_losses
+from .tests import crossed_of, mde, paired_t, sign_flip, wilcoxon, wins_ties_losses
 
 # %% ../../nbs/6_evidence/5_compare.ipynb #f0191582
 SIMPLE = ('popularity', 'last-item', 'item-knn') # backbones that learn nothing
@@ -250,6 +250,7 @@ class Differences(NamedTuple):
     "Paired differences of the comparisons of a stratum; columns are comparisons × metrics."
     seed: np.ndarray # (seeds, columns): averaged over users
     user: np.ndarray # (users, columns): averaged over seeds
+    squares: np.ndarray # (columns,): sum over users and seeds of the squared differences
     won: np.ndarray # (users, columns): of the users' own values, positive where the arm is better for the user
     mean: np.ndarray # (columns,) of the arm
     mean_baseline: np.ndarray # (columns,) of the other arm
@@ -277,7 +278,8 @@ def differences(
     mean = by_seed.mean(axis=1)
     signs = np.tile([direction(metric) for metric in made.metrics], len(a))
     own = user if made.own is made.values else by_pair(made.own[..., rows], a, b)
-    return Differences(seed, user, own*signs, mean[a].ravel(), mean[b].ravel())
+    squares = np.concatenate([((values[i] - values[j])**2).sum(axis=(0, 2)) for i, j in zip(a, b)])
+    return Differences(seed, user, squares, own*signs, mean[a].ravel(), mean[b].ravel())
 
 # %% ../../nbs/6_evidence/5_compare.ipynb #fe48a103
 def notes(
@@ -309,13 +311,13 @@ def tests_of(
     dropped: list, # seeds left out
 ) -> dict: # column name → (columns,)
     "Sizes and tests of every column."
-    by_seed, by_user = paired_t(d.seed), paired_t(d.user)
+    by_seed, by_user, crossed = paired_t(d.seed), paired_t(d.user), crossed_of(d.user, d.seed, d.squares)
     none = np.full(len(d.mean), np.nan)
     enough = len(d.user) > 1
     wins, ties, losses = wins_ties_losses(d.won)
     diff = np.where((d.user == 0).all(axis=0), 0., d.mean - d.mean_baseline)
     return dict(n_users=len(d.user), n_seeds=len(d.seed), mean=d.mean, mean_baseline=d.mean_baseline, diff=diff, rel=np.divide(diff, d.mean_baseline, out=none.copy(), where=d.mean_baseline != 0),
-                t_seed=by_seed.t, df_seed=by_seed.df, p_seed=by_seed.p, t_user=by_user.t, df_user=by_user.df, p_user=by_user.p,
+                t_seed=by_seed.t, df_seed=by_seed.df, p_seed=by_seed.p, t_user=by_user.t, df_user=by_user.df, p_user=by_user.p, p_crossed=crossed.p,
                 p_flip=sign_flip(d.user, flips, seed) if enough else none, p_wilcoxon=wilcoxon(d.user), dz_seed=by_seed.dz, dz_user=by_user.dz,
                 wins=wins, ties=ties, losses=losses, mde=mde(d.user, alpha), note=notes(d, by_seed.t, by_user.t, dropped))
 
@@ -338,8 +340,8 @@ def intervals_of(
 
 # %% ../../nbs/6_evidence/5_compare.ipynb #0a8372f6
 COLUMNS = ['arm', 'baseline', 'metric', 'stratum_kind', 'stratum', 'n_users', 'n_seeds', 'mean', 'mean_baseline', 'diff', 'rel', 'rel_low', 'rel_high', 'ci_low', 'ci_high', 'cross_low', 'cross_high',
-           't_seed', 'df_seed', 'p_seed', 't_user', 'df_user', 'p_user', 'p_flip', 'p_wilcoxon', 'p_seed_adj', 'p_user_adj', 'adjustment', 'dz_seed', 'dz_user', 'wins', 'ties', 'losses', 'mde', 'in_family', 'note']
-UNTESTED = ['rel_low', 'rel_high', 'ci_low', 'ci_high', 'cross_low', 'cross_high'] # have no meaning without variance over users
+           't_seed', 'df_seed', 'p_seed', 't_user', 'df_user', 'p_user', 'p_crossed', 'p_flip', 'p_wilcoxon', 'p_seed_adj', 'p_user_adj', 'p_crossed_adj', 'adjustment', 'dz_seed', 'dz_user', 'wins', 'ties', 'losses', 'mde', 'in_family', 'note']
+UNTESTED = ['rel_low', 'rel_high', 'ci_low', 'ci_high', 'cross_low', 'cross_high', 'p_crossed'] # have no meaning without variance over users
 
 def named(
     pairs: list, # of (arm, other arm)
@@ -358,7 +360,7 @@ def table_of(
     table = pd.concat([named(pairs, metrics).assign(stratum_kind=kind, stratum=name, **columns) for kind, name, metrics, columns in strata], ignore_index=True)
     table.loc[table.t_user.isna(), UNTESTED] = np.nan
     declared = pd.Series(list(zip(table.arm, table.baseline))).isin(family) & (table.metric == primary) & (table.stratum_kind == 'all')
-    return table.assign(in_family=declared, adjustment=np.where(declared, 'holm', 'bh'), p_seed_adj=adjust(table.p_seed, declared), p_user_adj=adjust(table.p_user, declared))[COLUMNS]
+    return table.assign(in_family=declared, adjustment=np.where(declared, 'holm', 'bh'), p_seed_adj=adjust(table.p_seed, declared), p_user_adj=adjust(table.p_user, declared), p_crossed_adj=adjust(table.p_crossed, declared))[COLUMNS]
 
 # %% ../../nbs/6_evidence/5_compare.ipynb #6a2c1328
 DECIDE = ('auc', 'gauc', 'logloss') # metrics of probabilities that may be primary

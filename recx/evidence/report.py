@@ -175,10 +175,10 @@ def tested_row(
 ) -> list: # of cells
     "An arm against another: means, difference, intervals, tests, effect sizes."
     return [f.label(r['arm']), number(r['mean']), two_lines(number(r['diff'], sign=True), interval(r['ci_low'], r['ci_high'], lambda v: number(v, sign=True))), two_lines(percent(r['rel']), interval(*widest(r))),
-            p_value(r['p_seed_adj']), p_value(r['p_user_adj']), two_lines(number(r['dz_seed'], 2), number(r['dz_user'], 3)), f"{count(r['wins'])} / {count(r['ties'])} / {count(r['losses'])}", called(r, f.methods['alpha'])]
+            p_value(r['p_seed_adj']), p_value(r['p_user_adj']), p_value(r['p_crossed_adj']), two_lines(number(r['dz_seed'], 2), number(r['dz_user'], 3)), f"{count(r['wins'])} / {count(r['ties'])} / {count(r['losses'])}", called(r, f.methods['alpha'])]
 
 D_Z = Markup('d<sub>z</sub>')
-COLUMNS = ['arm', 'mean', 'difference · interval over users', 'relative · widest interval', 'over seeds', 'over users', D_Z, 'wins / ties / losses', 'in words']
+COLUMNS = ['arm', 'mean', 'difference · interval over users', 'relative · widest interval', 'over seeds', 'over users', 'over both', D_Z, 'wins / ties / losses', 'in words']
 
 # %% ../../nbs/6_evidence/9_report.ipynb #04d7f12c
 def against_baseline(
@@ -195,7 +195,7 @@ def main_table(
 ) -> Markup:
     "All arms on one metric."
     rows = against_baseline(f, metric)
-    base = [[f.label(f.baseline), number(rows[0]['mean_baseline']), *['']*6, 'baseline']] if rows else []
+    base = [[f.label(f.baseline), number(rows[0]['mean_baseline']), *['']*7, 'baseline']] if rows else []
     return table(COLUMNS, base + [tested_row(f, r) for r in rows], marked=(f.label(f.baseline),), caption=f'{metric_name(metric)} of all arms', note=' '.join([found_at(rows), direction_said(metric), *notes_of(f, rows)]))
 
 def direction_said(
@@ -424,9 +424,10 @@ METHODS = '''<dl>
 {{ answers }}
 <div><dt>over users</dt><dd>Paired t on the differences of {{ n }} users, each averaged over {{ s }} seed{{ '' if s == 1 else 's' }} first. Null hypothesis: the mean difference over the users this sample stands for is zero. It answers whether other users would agree.</dd></div>
 <div><dt>over seeds</dt><dd>Paired t on the differences of {{ s }} seed{{ '' if s == 1 else 's' }}, each averaged over users first. Null hypothesis: the mean difference over re-runs is zero. It answers whether a re-run would agree. Users × seeds are never pooled as if they were independent.</dd></div>
+<div><dt>over both</dt><dd>t of the mean difference with the variances of users and seeds added (Clark's quasi-F), Satterthwaite's degrees of freedom. Null hypothesis: the mean difference over re-runs on other users is zero. Neither the models nor the users are taken for given; the words in the last column ask for the two tests before it and for the crossed interval.</dd></div>
 <div><dt>intervals</dt><dd>{{ level }} intervals from {{ b }} bootstrap draws: over users, and over users and seeds together (crossed). Relative differences show the wider of the two.</dd></div>
 <div><dt>checks</dt><dd>{{ flips }} sign flips and Wilcoxon's test are in results.parquet. Wilcoxon's is information only: with many users it rejects true null hypotheses too often, and most differences are exactly zero.</dd></div>
-<div><dt>several comparisons</dt><dd>α = {{ alpha }}. The declared family has {{ m }} comparison{{ '' if m == 1 else 's' }} on {{ metric }} over all users: Holm. The other {{ others }} (further metrics, strata, placebos) are exploratory: Benjamini–Hochberg. p-values over seeds and over users are corrected apart; a comparison that could not be tested takes no part.</dd></div>
+<div><dt>several comparisons</dt><dd>α = {{ alpha }}. The declared family has {{ m }} comparison{{ '' if m == 1 else 's' }} on {{ metric }} over all users: Holm. The other {{ others }} (further metrics, strata, placebos) are exploratory: Benjamini–Hochberg. p-values over seeds, over users and over both are corrected apart; a comparison that could not be tested takes no part.</dd></div>
 <div><dt>words</dt><dd>Better or worse: adjusted p ≤ α; over both units, with the interval over users and seeds clear of zero, or else the unit is named. No difference shown: not significant, and the widest interval lies within ±{{ worth }} of the baseline. Inconclusive: all else.</dd></div>
 <div><dt>effect sizes</dt><dd>d_z is the mean difference divided by the standard deviation of the differences, over seeds and over users. Wins, ties and losses count users.</dd></div>
 <div><dt>strata</dt><dd>Counted on training events only, by the target item: head and tail by 80 % of the cumulative share, by the top 20 % of items, by fixed bins; cold items have no training event.</dd></div>

@@ -85,7 +85,7 @@ def batch_loss(
 def answer(
     model: Recommender,
     held: HeldOut,
-    tokens: int = 16_384, # positions at a time
+    tokens: int = 4096, # positions at a time; more fall out of a processor's cache
 ) -> tuple: # queries (n, size) and the table (items, size), as they are scored
     "Queries of all held-out events, in their order; no dropout, no noise at the gates."
     was_training = model.training

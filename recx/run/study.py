@@ -291,7 +291,7 @@ def deliver(
     return target
 
 # %% ../../nbs/7_run/4_study.ipynb #96d67b21
-COLUMNS = ['arm', 'baseline', 'stratum', 'n_users', 'n_seeds', 'mean', 'mean_baseline', 'rel', 'rel_low', 'rel_high', 'p_seed', 'p_user', 'p_user_adj', 'adjustment', 'dz_user', 'note']
+COLUMNS = ['arm', 'baseline', 'stratum', 'n_users', 'n_seeds', 'mean', 'mean_baseline', 'rel', 'rel_low', 'rel_high', 'p_seed', 'p_user', 'p_user_adj', 'p_crossed', 'adjustment', 'dz_user', 'note']
 
 # %% ../../nbs/7_run/4_study.ipynb #afb84595
 @dataclass
