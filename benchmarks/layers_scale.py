@@ -2,8 +2,8 @@
 
     python benchmarks/layers_scale.py [--items 105542] [--threads 2] [--folder '']
 
-The catalogue is that of a generated fashion shop (simulated). Each part is the stage's own function in a process of its own. Vectors are made in chunks of 4,096 distinct texts: the process gets SIGKILL when half of the chunks are there, and the part is done again, from where it was. The store is killed in the middle of writing, and written again: a version
-is in it wholly or not at all. Labels are one computation without a checkpoint, so that a kill there costs what had been done of it. `--folder` keeps what is made, and parts that are finished there are not done again.
+The catalogue is that of a generated fashion shop (simulated). Each part is the stage's own function in a process of its own. Labels and vectors are made from chunks of 4,096 distinct texts: the process gets SIGKILL when half of the chunks are there, and the part is done again, from where it was. The store is killed in the middle of writing, and written again: a version
+is in it wholly or not at all. `--folder` keeps what is made, and parts that are finished there are not done again.
 """
 import argparse, json, os, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -45,7 +45,7 @@ def part(name, folder, given):
 
 def child(name, folder, given):
     "A process that does one part; what it has to say beside its result goes into a file."
-    with open(folder/f'{name}.log', 'ab') as log: return subprocess.Popen([sys.executable, __file__, '--part', name, '--folder', str(folder), '--items', str(given.items), '--threads', str(given.threads)], start_new_session=True, stderr=log)
+    with open(folder/f'{name}.log', 'ab') as log: return subprocess.Popen([sys.executable, __file__, '--part', name, '--folder', str(folder), '--items', str(given.items), '--threads', str(given.threads)], start_new_session=True, stderr=log, env=os.environ | dict(RECX_STORE=str(folder/'kept')))
 
 
 def killed(name, folder, given, when):
@@ -79,14 +79,17 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         said = lambda name, took, more='': print(f"{name:9s} {given.items:,} items in {took['seconds']:.1f} s: {given.items/took['seconds']:,.1f} items/s, {given.items/took['processor']:,.1f} per second of processor{more} (load {os.getloadavg()[0]:.1f})", flush=True)
         said('catalogue', timed('data', folder, given))
-        said('labels', timed('text', folder, given))
+        chunks, files = -(-given.items//4096), lambda part: len(list((folder/part).rglob('*.npy')))
+        half = lambda part: files(part) if files(part) >= max(1, chunks//2) else 0
+        took = timed('text', folder, given, lambda: half('kept'))
+        said('labels', took, f", processes' starts included; killed with {took['there']} of about {chunks} chunks there")
         from recx.extract.features import FeatureStore
         from recx.text.texts import load_texts
         texts = load_texts(folder/'text')
         layers = texts.groupby('layer').text.nunique().to_dict()
         print(f"          {len(texts):,} texts in {len(layers)} layers, distinct: {', '.join(f'{layer} {n:,}' for layer, n in layers.items())}", flush=True)
-        chunks, files = -(-texts.text.nunique()//4096), lambda: len(list((folder/'extract').rglob('*.npy')))
-        took = timed('extract', folder, given, lambda: files() if files() >= max(1, chunks//2) else 0)
+        chunks = -(-texts.text.nunique()//4096)
+        took = timed('extract', folder, given, lambda: half('extract'))
         said('vectors', took, f", processes' starts included; killed with {took['there']} of {chunks} chunks there, the others made by the second process")
         took = timed('store', folder, given, lambda: sum(1 for file in (folder/'store').rglob('*') if file.is_file()))
         said('store', took, f", processes' starts included; killed with {took['there']} files begun, then {took['new']:,} rows new and {took['same']:,} there")

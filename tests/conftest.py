@@ -20,6 +20,16 @@ def store(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True, scope='session')
+def embeddings(tmp_path_factory):
+    "Vectors that the text stage keeps are kept for this run of the tests only."
+    from recx.text import embed
+    folder = tmp_path_factory.mktemp('embedded')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, 'embedded_path', lambda model='minilm': folder/embed.model_digest(model, 'embed_model')[:16])
+        yield
+
+
 def shared_data():
     "The folder with real data, or None: RECX_DATA, or `shared/data` beside the checkout."
     places = [Path(os.environ['RECX_DATA'])] if os.environ.get('RECX_DATA') else []

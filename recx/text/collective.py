@@ -15,7 +15,7 @@ from ..data.dataset import Col, Dataset
 from ..data.parameters import within
 from .answers import Request
 from .clusters import cluster, describe_clusters, directions, join_clusters, medoids
-from .embed import embed
+from .embed import embed_catalogue
 from .flatten import declared_columns, flatten_items
 from .histories import time_said, visible_events
 from .items import head
@@ -40,7 +40,7 @@ def item_vectors(
     params: dict, # text_columns, embed_model
 ) -> np.ndarray: # float32 (items, d), rows of length 1
     "The vector of each item's flattened row."
-    return embed(flatten_items(dataset.items, declared_columns(dataset, params['text_columns'])), params['embed_model'])
+    return embed_catalogue(flatten_items(dataset.items, declared_columns(dataset, params['text_columns'])), params['embed_model'])
 
 # %% ../../nbs/2_text/9_collective.ipynb #dd457349
 def user_vectors(

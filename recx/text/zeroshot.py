@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import KFold
 from ..data.parameters import known
-from .embed import embed
+from .embed import embed, embed_catalogue
 from .flatten import declared_columns, flatten_items
 from .layers import reliability
 from .schemas import LAYERS, attributes_of, domain_of, vocabulary
@@ -129,7 +129,7 @@ def calibrate_on(
     texts = flatten_items(items, others)
     rows = np.flatnonzero([bool(t) for t in texts])
     if truth[rows].any(1).sum() < LEAST: return None, ''
-    probabilities = score_labels([texts[i] for i in rows], [label_said(column, l) for l in labels], model)
+    probabilities = score_vectors(embed_catalogue([texts[i] for i in rows], model), [label_said(column, l) for l in labels], model)
     return calibrate(probabilities, truth[rows]), column
 
 def label_said(attribute: str, label: str) -> str: return f"{attribute.replace('_', ' ').removesuffix('s')}: {label.lower()}" # the sentence that a label is scored by
@@ -187,7 +187,7 @@ def zeroshot(
     "The describer 'zeroshot': labels of the domain's vocabularies, chosen by the encoder."
     columns, domain = declared_columns(dataset, params['text_columns']), domain_of(dataset, params['domain'])
     flat = flatten_items(dataset.items, columns)
-    said = label_texts(flat, embed(flat, params['embed_model']), vocabularies(domain, params['layers']), params['embed_model'])
+    said = label_texts(flat, embed_catalogue(flat, params['embed_model']), vocabularies(domain, params['layers']), params['embed_model'])
     texts, tokens, cut = cap_texts(said, params['max_tokens'], load_tokenizer(params['tokenizer']))
     made = make_texts(dataset.item_ids, texts, tokens, cut, kind='item', source='zeroshot', prompt_version=f"{ZEROSHOT_VERSION} {domain} {params['layers']} {model_name(params['embed_model'])}")
     learned, column = calibrate_on(dataset.items, columns, params['embed_model'])
@@ -204,7 +204,7 @@ def zeroshot_layers(
     "The describer 'zeroshot_layers': each layer a text of its own."
     columns, domain = declared_columns(dataset, params['text_columns']), domain_of(dataset, params['domain'])
     flat, tokenizer, tables = flatten_items(dataset.items, columns), load_tokenizer(params['tokenizer']), []
-    vectors = embed(flat, params['embed_model'])
+    vectors = embed_catalogue(flat, params['embed_model'])
     for layer in (name.strip() for name in params['layers'].split(',')):
         said = label_texts(flat, vectors, vocabularies(domain, layer), params['embed_model'])
         texts, tokens, cut = cap_texts([f'{own} {labels}'.strip() for own, labels in zip(flat, said)] if layer == 'L1' else said, params['max_tokens'], tokenizer)
