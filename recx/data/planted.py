@@ -242,9 +242,10 @@ def oracle_scores(
     meets: int = MEETS,
 ) -> np.ndarray: # (users, items) log probability of being taken next, up to a constant
     "The score that ranks best."
-    utility = np.exp(pull@at.T)
-    mean = (utility*popularity).sum(1, keepdims=True)/popularity.sum(-1, keepdims=True)
-    with np.errstate(divide='ignore'): return np.log(popularity*utility/(utility + (meets - 1)*mean))
+    pulled = pull@at.T   # in logarithms throughout, for a strong pull is beyond what 32 bits can exponentiate
+    peak = pulled.max(1, keepdims=True)
+    mean = peak + np.log((np.exp(pulled - peak)*popularity).sum(1, keepdims=True)/popularity.sum(-1, keepdims=True))
+    with np.errstate(divide='ignore'): return np.log(popularity) + pulled - np.logaddexp(pulled, np.log(meets - 1.) + mean)
 
 # %% ../../nbs/1_data/5_planted.ipynb #87375aa4
 def ndcg_of(
