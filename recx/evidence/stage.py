@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['primary', 'cutoffs', 'alpha', 'bootstrap', 'flips', 'strata_by', 'evidence_seed', 'study', 'inputs', 'out', 'KEY',
            'ANSWERS', 'ORDER', 'EXPERT', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in', 'completed',
-           'numbered', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of', 'spent_of', 'upstream', 'used',
-           'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of', 'learning', 'lists',
-           'calibrated', 'segmented', 'control_in', 'weighed', 'gated', 'found', 'plain_json', 'summary_of', 'write',
-           'run', 'small_inputs', 'small_study', 'small']
+           'numbered', 'drawn_noes', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of', 'spent_of',
+           'upstream', 'used', 'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of', 'learning',
+           'lists', 'calibrated', 'segmented', 'control_in', 'weighed', 'gated', 'found', 'plain_json', 'summary_of',
+           'write', 'run', 'small_inputs', 'small_study', 'small']
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #50f73ef8
 import json, math, re
@@ -116,11 +116,19 @@ def numbered(
     "Make the key of an event unique."
     return frame.assign(time_of_many=frame.groupby(['user', 'item', 'split'], observed=True).cumcount())
 
+def drawn_noes(
+    runs: dict, # (arm, seed) → Path
+) -> pd.DataFrame: # user, item, split; empty where the data set has labels of its own
+    "The unmet items that click models were asked about as noes (`click_negatives`), as the first run has them: they are in no data set."
+    rows = pd.read_parquet(next(iter(runs.values()))/'per_user.parquet')
+    return rows.loc[rows['drawn'] if 'drawn' in rows else np.zeros(len(rows), bool), ['user', 'item', 'split']]
+
 def held_out(
     dataset: Dataset,
+    drawn: pd.DataFrame | None = None, # of `drawn_noes`
 ) -> pd.DataFrame: # a row per validation and test event, with the strata of its item and user
-    "The held-out events, in the order of the data set."
-    events = dataset.events[dataset.events.split.isin(['valid', 'test'])][['user', 'item', 'split']]
+    "The held-out events, in the order of the data set, and behind them what was drawn."
+    events = pd.concat([dataset.events[dataset.events.split.isin(['valid', 'test'])][['user', 'item', 'split']].astype(str), *([] if drawn is None else [drawn.astype(str)])])
     items = dataset.item_strata.assign(cold=np.where(dataset.item_strata.cold, 'cold', 'warm')).drop(columns='train_count')
     users = dataset.user_strata[['user', 'history']]
     joined = numbered(events.astype(str)).merge(items, on='item', how='left', validate='many_to_one').merge(users, on='user', how='left', validate='many_to_one')
@@ -362,6 +370,7 @@ def found(
     params: dict, # of this stage
     dataset: Dataset,
     runs: dict, # (arm, seed) → Path
+    events: pd.DataFrame, # of `held_out`
     answers: pd.DataFrame, # of `gathered`
     unanswered: dict, # (arm, seed) → test events without an answer
     control: Control | None = None, # positive control, where one was run
@@ -373,13 +382,15 @@ def found(
     results = weighed(params, study, test, len(dataset.items))
     said = summaries(runs, test, metric, unanswered)
     criterion = criterion_of(said)
-    gate = gated(study, dataset.card, said, results, metric, params['alpha'])
     artefacts = used(runs)
     kinds = (params['strata_by'], 'cold')
     methods = {name: value for name, value in params.items() if name != 'study'}
-    events = (len(test)//len(said), int((dataset.events.split == 'test').sum()))   # compared, held out
+    compared, asked = len(test)//len(said), int((events.split == 'test').sum())
+    drawn = asked - int((dataset.events.split == 'test').sum())
+    card = dataset.card | (dict(drawn_noes=drawn) if drawn else {})
+    gate = gated(study, card, said, results, metric, params['alpha'])
     levels, bins = calibrated(test) if 'probability' in test else (None, None)
-    return Findings(study, results, judge(results, study, gate, dataset.card, said, metric, kinds, params['alpha'], events, control), gate, dataset.card, said, costs_of(artefacts), listed(artefacts, study),
+    return Findings(study, results, judge(results, study, gate, card, said, metric, kinds, params['alpha'], (compared, asked), control), gate, card, said, costs_of(artefacts), listed(artefacts, study),
                     lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(runs, dataset), control)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #765bcb62
@@ -425,10 +436,11 @@ def run(
     if 'data' not in inputs: raise ValueError("inputs: no 'data'; give the folder of the data artefact that the runs were trained on")
     out, dataset, runs = Path(out), Dataset.load(inputs['data']), runs_in(inputs)
     completed(params['study'], runs)
-    answers, unanswered = gathered(held_out(dataset), runs)
+    events = held_out(dataset, drawn_noes(runs))
+    answers, unanswered = gathered(events, runs)
     check_primary(params['primary'], lengths(params['cutoffs']), 'probability' in answers)
     if 'rank' in answers: check_cutoffs(lengths(params['cutoffs']), len(dataset.items))
-    f = found(params, dataset, runs, answers, unanswered, control_in(Path(inputs['control'])) if 'control' in inputs else None)
+    f = found(params, dataset, runs, events, answers, unanswered, control_in(Path(inputs['control'])) if 'control' in inputs else None)
     f.results.to_parquet(out/'results.parquet', index=False)
     answers.to_parquet(out/'per_user.parquet', index=False)
     write(f, learning(runs), out)

@@ -8,8 +8,8 @@ __all__ = ['DASH', 'MINUS', 'SPACE', 'MEASURABLE', 'WORTH', 'CLICK_WORTH', 'GATE
            'widest', 'Call', 'call', 'Outcome', 'find_row', 'outcome', 'name_of', 'joined', 'meaning', 'over', 'gained',
            'whereabouts', 'tests_said', 'size_said', 'compared', 'sentences', 'with_simple', 'simple_said', 'gate_said',
            'against', 'size_cautions', 'tie_cautions', 'tuning_cautions', 'training_cautions', 'cold_cautions',
-           'left_cautions', 'class_cautions', 'preferred', 'Control', 'control_of', 'weakness', 'control_said',
-           'counted', 'declared', 'headline', 'Verdict', 'entry', 'judge']
+           'left_cautions', 'drawn_cautions', 'class_cautions', 'preferred', 'Control', 'control_of', 'weakness',
+           'control_said', 'counted', 'declared', 'headline', 'Verdict', 'entry', 'judge']
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #9877aba7
 import math
@@ -406,6 +406,13 @@ def left_cautions(
     who = '; '.join(f'{name_of(study, arm)} {count(n)}' for arm, n in lacking.items())
     return [f'{count(events[1] - events[0])} of {count(events[1])} test events take part in no comparison, because some arm has no answer for them, its user or history being unknown to it ({who}).']
 
+def drawn_cautions(
+    card: dict, # data card, with `drawn_noes` where there are any
+) -> list: # sentences
+    "Noes that nobody said."
+    n = card.get('drawn_noes', 0)
+    return [f'{count(n)} of the test events are unmet items, drawn by lot as noes: arms can be compared by them, but no level here with one of real labels.'] if n else []
+
 def class_cautions(
     results: pd.DataFrame, # of `recx.evidence.compare`
 ) -> list: # sentences
@@ -579,4 +586,4 @@ def judge(
     n_users = max((o.row['n_users'] for o in outcomes), default=0)
     first = size_cautions(study, card, n_users)
     return Verdict(headline(outcomes, study, gate, metric, first, preferred(study, runs)), gate_said(gate, study), control_said(control, outcomes) if control else '', outcomes, [entry(o, study) for o in outcomes],
-                   first + tie_cautions(card) + cold_cautions(study, runs, metric) + left_cautions(study, runs, events) + class_cautions(results) + tuning_cautions(study) + training_cautions(study, runs))
+                   first + tie_cautions(card) + cold_cautions(study, runs, metric) + left_cautions(study, runs, events) + drawn_cautions(card) + class_cautions(results) + tuning_cautions(study) + training_cautions(study, runs))

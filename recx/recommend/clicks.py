@@ -214,10 +214,11 @@ class Clicks:
     def validate(self, model): return auc(self.made.label[self.parts['valid']], self.scores(model, 'valid'))
 
     def results(self, model):
-        "A label and a probability for every validation and test event, and gates where there are any."
+        "A label and a probability for every validation and test event, and gates where there are any; noes that were drawn are marked."
         tables = []
         for name in ('valid', 'test'):
             which = self.parts[name]
-            tables.append(pd.DataFrame({Col.USER: self.dataset.user_ids[self.made.user[which]], Col.ITEM: self.dataset.item_ids[self.made.item[which]], Col.SPLIT: name, 'label': self.made.label[which].astype(np.int8), 'probability': self.scores(model, name)}))
+            drawn = dict(drawn=self.made.label[which] == 0) if self.params['click_negatives'] else {}
+            tables.append(pd.DataFrame({Col.USER: self.dataset.user_ids[self.made.user[which]], Col.ITEM: self.dataset.item_ids[self.made.item[which]], Col.SPLIT: name, 'label': self.made.label[which].astype(np.int8), 'probability': self.scores(model, name)} | drawn))
         found = dict(gates=side_gates(model.item, self.dataset.item_ids, Col.ITEM), gates_user=side_gates(model.user, self.dataset.user_ids, Col.USER))
         return dict(per_user=pd.concat(tables, ignore_index=True)) | {name: table for name, table in found.items() if table is not None}
