@@ -194,10 +194,16 @@ def ask(base, store, items, concurrency=16, timeout=5., retries=4, backoff=.05, 
     finally: answers.close()
 
 
+def interruptible(**settings):
+    "`ask`, which Ctrl-C ends also where the tests were started in the background of a shell, which has it ignored."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return ask(**settings)
+
+
 def ask_and_be_killed(server, settings, calls, after, by=signal.SIGKILL):
     "`ask` in a process that is killed (or interrupted) `after` seconds from the moment at which the server has had `calls` calls more; whether it was killed before its end."
     before = sum(server.counts()['calls'].values())
-    process = multiprocessing.get_context('fork').Process(target=ask, kwargs=settings) # forked: what takes seconds to import is there already
+    process = multiprocessing.get_context('fork').Process(target=interruptible, kwargs=settings) # forked: what takes seconds to import is there already
     process.start()
     while process.is_alive() and sum(server.counts()['calls'].values()) < before + calls: time.sleep(.01)
     process.join(after)

@@ -89,7 +89,7 @@ def executed(name, **parameters):
     namespace = {}
     for cell in json.loads(study_notebook(name).read_text())['cells']:
         if cell['cell_type'] != 'code': continue
-        exec(compile(''.join(cell['source']), name, 'exec'), namespace)
+        exec(compile(''.join(line for line in cell['source'] if not line.startswith('%')), name, 'exec'), namespace)
         if 'parameters' in cell['metadata'].get('tags', []): namespace.update(parameters)
     return namespace
 
@@ -116,14 +116,14 @@ def test_each_domain_runs_what_its_log_allows_and_takes_the_others_adapter(store
     seen = {}
     monkeypatch.setattr('recx.run.study.Run.__post_init__', (lambda after: lambda self: (after(self), seen.update({(self.shared['dataset'], self.shared['backbone']): self})))(__import__('recx.run.study', fromlist=['Run']).Run.__post_init__))
     with pytest.raises(InterruptedError): executed('twins', backbones='mf,deepfm,sasrec,lightgcn', knower=False, jobs=1, seeds=1, overrides=TINY | dict(sim_users=60, sim_items=40, sim_events=900), report=str(tmp_path))
-    assert set(seen) == {('sim-fashion', 'mf'), ('sim-fashion', 'sasrec'), ('sim-fashion', 'lightgcn'), ('sim-music', 'mf'), ('sim-music', 'deepfm'), ('sim-music', 'lightgcn')}
+    assert set(seen) == {('sim-fashion', 'mf'), ('sim-fashion', 'deepfm'), ('sim-fashion', 'sasrec'), ('sim-fashion', 'lightgcn'), ('sim-music', 'mf'), ('sim-music', 'deepfm'), ('sim-music', 'lightgcn')}
     donors = {pair: run.arms['layer-MoE, transferred'].trials()[0].inputs['donor'] for pair, run in seen.items()}
     assert {pair: (d.inputs['data'].params['dataset'], d.params['backbone'], d.params['fusion']) for pair, d in donors.items()} == {
-        ('sim-fashion', 'mf'): ('sim-music', 'mf', 'concat'), ('sim-fashion', 'sasrec'): ('sim-music', 'mf', 'concat'), ('sim-fashion', 'lightgcn'): ('sim-music', 'lightgcn', 'concat'),
-        ('sim-music', 'mf'): ('sim-fashion', 'mf', 'concat'), ('sim-music', 'deepfm'): ('sim-fashion', 'mf', 'replace'), ('sim-music', 'lightgcn'): ('sim-fashion', 'lightgcn', 'concat')}
+        ('sim-fashion', 'mf'): ('sim-music', 'mf', 'concat'), ('sim-fashion', 'deepfm'): ('sim-music', 'deepfm', 'concat'), ('sim-fashion', 'sasrec'): ('sim-music', 'mf', 'concat'), ('sim-fashion', 'lightgcn'): ('sim-music', 'lightgcn', 'concat'),
+        ('sim-music', 'mf'): ('sim-fashion', 'mf', 'concat'), ('sim-music', 'deepfm'): ('sim-fashion', 'deepfm', 'concat'), ('sim-music', 'lightgcn'): ('sim-fashion', 'lightgcn', 'concat')}
     for (domain, backbone), run in seen.items():   # the donor is the other domain's own arm, trained once for both
         other = seen.get((donors[domain, backbone].inputs['data'].params['dataset'], backbone))
-        if other and donors[domain, backbone].params['fusion'] == 'concat' and backbone in ('mf', 'lightgcn'): assert donors[domain, backbone].key == other.arms['layer-MoE'].trials()[0].key
+        if other: assert donors[domain, backbone].key == other.arms['layer-MoE'].trials()[0].key
     assert seen['sim-music', 'mf'].arms['id'].trials()[0].inputs['data'].params['min_value'] == 1 and seen['sim-music', 'deepfm'].arms['id'].trials()[0].inputs['data'].params['min_value'] == 0
 
 

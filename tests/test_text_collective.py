@@ -17,7 +17,7 @@ VECTORS, THEMES, _ = planted(60, 4, 1, 16, noise=.3)
 def shop(monkeypatch):
     "Sixty things of four kinds, with planted vectors in place of the encoder's, one thing without a word, and people who keep to one kind."
     place = {f'title: thing {i} of kind {t}': v for i, (t, v) in enumerate(zip(THEMES, VECTORS))}
-    monkeypatch.setattr(module, 'embed', lambda texts, model: np.stack([place.get(t, np.ones(16, np.float32)/4) for t in texts]))
+    monkeypatch.setattr(module, 'embed_catalogue', lambda texts, model: np.stack([place.get(t, np.ones(16, np.float32)/4) for t in texts]))
     items = pd.DataFrame(dict(item=[f'i{i}' for i in range(60)] + ['mute'], title=[f'thing {i} of kind {t}' for i, t in enumerate(THEMES)] + ['']))
     rng = np.random.default_rng(0)
     events = pd.DataFrame([(f'u{u:02d}', f'i{i}', 1000*u + n, 1., 'train' if n < 4 else 'test') for u in range(20) for n, i in enumerate(rng.permutation(np.flatnonzero(THEMES == u % 4))[:5])], columns=['user', 'item', 'time', 'value', 'split'])
@@ -107,8 +107,8 @@ def test_nobody_trained(shop):
 def test_newcomers_cost_no_call(shop, how, monkeypatch):
     model, params = Model(), PARAMS | dict(cluster_by=how, cluster_share=4/61)
     texts = collective(shop, params, model)
-    before, old = model.calls, module.embed
-    monkeypatch.setattr(module, 'embed', lambda texts, m: np.stack([VECTORS[int(t.split()[-1])] if 'new' in t else old([t], m)[0] for t in texts]))
+    before, old = model.calls, module.embed_catalogue
+    monkeypatch.setattr(module, 'embed_catalogue', lambda texts, m: np.stack([VECTORS[int(t.split()[-1])] if 'new' in t else old([t], m)[0] for t in texts]))
     arrivals = pd.DataFrame(dict(item=['n1', 'n2', 'n3'], title=['new like 3', 'new like 17', '']))
     new, joined = incremental(shop, arrivals, params, model)
     assert model.calls == before and new.id.tolist() == ['n1', 'n2', 'n3'] and new.text[2] == '' and joined.id.tolist() == ['n1', 'n2']
