@@ -22,10 +22,10 @@ from papermill.exceptions import PapermillExecutionError
 from ..data.card import show
 from ..data.dataset import Dataset
 from ..data.parameters import known, typed
-from ..data.sources import fetch, home
+from ..data.sources import fetch, home, store_folder
 from .engine import QUIET_KERNEL, printed
 from .stages import STAGES, make_node, module_of, notebook_of, owners, stage_parameters
-from .store import provenance, store_folder
+from .store import provenance
 from .study import Result
 
 # %% ../../nbs/7_run/5_cli.ipynb #ded8bf39

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 # %% ../../nbs/7_run/3_engine.ipynb #2009bcb7
 from ..data.parameters import one_of
+from ..data.sources import store_folder
 from .stages import module_of, notebook_of
-from .store import Node, done, folder_of, materialise, peak_memory, store_folder
+from .store import Node, done, folder_of, materialise, peak_memory
 
 # %% ../../nbs/7_run/3_engine.ipynb #a2595bd3
 def addresses(

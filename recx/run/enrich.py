@@ -14,13 +14,14 @@ import pandas as pd
 
 # %% ../../nbs/7_run/4_enrich.ipynb #7e401dcd
 from ..data.dataset import Dataset
+from ..data.sources import store_folder
 from ..extract.encoders import load_encoder
 from ..extract.features import FeatureStore
 from ..extract.stage import known_texts, read_out
 from ..extract.vectors import Vectors
 from .engine import ensure
 from .stages import checked, make_node, stage_parameters
-from .store import digest, folder_of, locked, store_folder
+from .store import digest, folder_of, locked
 from ..text.answers import Answers, answers_path
 from ..text.describers import price_beforehand
 from ..text.texts import load_texts, summarise_texts

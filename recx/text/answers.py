@@ -8,7 +8,7 @@ __all__ = ['CANONICAL', 'MAX_ANSWER', 'MAX_OBJECTS', 'DECODER', 'TABLES', 'OURS'
            'Refused', 'storable', 'open_store', 'Answers', 'answers_path']
 
 # %% ../../nbs/2_text/6_answers.ipynb #97b544c9
-import hashlib, json, os, sqlite3, threading
+import hashlib, json, sqlite3, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel, ValidationError
-from ..data.sources import home
+from ..data.sources import store_folder
 from .prompts import Prompt
 
 # %% ../../nbs/2_text/6_answers.ipynb #32011f2d
@@ -235,5 +235,5 @@ class Answers:
 
 # %% ../../nbs/2_text/6_answers.ipynb #4ecd6ad2
 def answers_path() -> Path:
-    "Where the answers of all runs are: in `RECX_STORE`, or in `data/store` of the home folder."
-    return (Path(os.environ['RECX_STORE']).expanduser() if os.environ.get('RECX_STORE') else home()/'data'/'store')/'answers'/'answers.sqlite'
+    "Where the answers of all runs are."
+    return store_folder()/'answers'/'answers.sqlite'

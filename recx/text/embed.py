@@ -10,7 +10,7 @@ from functools import lru_cache
 import hashlib, os
 from pathlib import Path
 import numpy as np
-from ..data.sources import home
+from ..data.sources import store_folder
 from .texts import NO_TEXT
 from .tokens import model_digest, model_folder, model_name
 
@@ -48,9 +48,8 @@ EMBED_VERSION = 'embed-1' # to be raised when `embed` gives other vectors than b
 def embedded_path(
     model: str = 'minilm', # parameter embed_model
 ) -> Path: # a folder, which need not be there yet
-    "Where the vectors by `model` are kept: in `RECX_STORE`, or in `data/store` of the home folder."
-    store = Path(os.environ['RECX_STORE']).expanduser() if os.environ.get('RECX_STORE') else home()/'data'/'store'
-    return store/'embedded'/f"{EMBED_VERSION}-{model_digest(model, 'embed_model')[:16]}"
+    "Where the vectors by `model` are kept."
+    return store_folder()/'embedded'/f"{EMBED_VERSION}-{model_digest(model, 'embed_model')[:16]}"
 
 # %% ../../nbs/2_text/3_embed.ipynb #80ad13ad
 def read_chunk(
