@@ -124,14 +124,14 @@ def user_columns(
     dataset: Dataset,
     segment: pd.Series, # user → segment
     most: int = 2, # values of a column to show
-) -> pd.DataFrame: # rows: column and value ('median' for numbers); a column for each segment, and 'all'
+) -> pd.DataFrame: # rows: column and value ('median' for numbers and times); a column for each segment, and 'all'
     "What the users of each segment are like, by the columns that the data set has of them."
     rows, users = {}, dataset.users.set_index(Col.USER).reindex(segment.index)
     for column in users:
         values = users[column].dropna()
         if not len(values) or isinstance(values.iloc[0], (list, np.ndarray)): continue
         of = segment[values.index]
-        if pd.api.types.is_numeric_dtype(values): rows[column, 'median'] = {**values.groupby(of).median(), 'all': values.median()}
+        if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values): rows[column, 'median'] = {**values.groupby(of).median(), 'all': values.median()}
         elif (counts := values.astype(str).value_counts(normalize=True)).size <= len(values)/5:   # a name for nearly each user describes nobody
             shares = pd.crosstab(values.astype(str), of, normalize='columns')
             for value in shares.sub(counts, axis=0).abs().max(axis=1).nlargest(most).index: rows[column, value] = {**shares.loc[value], 'all': counts[value]}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLACEBOS', 'SIMPLE', 'RUN_SETTINGS', 'PLANTED', 'PLANTED_SMALL', 'COLUMNS', 'Study', 'wishes_of', 'summary',
-           'valid_score', 'Arm', 'Run', 'control_of', 'shown', 'by_stage', 'command_of', 'declaration', 'evidence_node',
-           'plan', 'report_folder', 'deliver', 'Result', 'judged', 'complete', 'injected', 'settings_of']
+           'valid_score', 'Arm', 'check_tuning', 'Run', 'control_of', 'shown', 'by_stage', 'command_of', 'declaration',
+           'evidence_node', 'plan', 'report_folder', 'deliver', 'Result', 'judged', 'complete', 'injected',
+           'settings_of']
 
 # %% ../../nbs/7_run/4_study.ipynb #0136afbe
 import ast, json, os, shlex, shutil
@@ -117,6 +118,15 @@ class Arm:
         trials = [dict(changes=trial, seconds=sum(summary(node)[s] for s in ('seconds_train', 'seconds_valid')), valid=valid_score(node)) for trial, node in zip(self.grid, self.trials())]
         return dict(changes=self.changes, placebo_of=self.placebo_of, chosen=self.chosen(), trials=trials)
 
+# %% ../../nbs/7_run/4_study.ipynb #7e0d51c3
+def check_tuning(
+    arms: list, # of `Arm`, each with the grid of the study
+) -> None:
+    "Refuse a grid that offers some arms more settings than others: they would be tuned more."
+    tried = {arm.name: len({node.key for node in arm.trials()}) for arm in arms}
+    most, fewest = max(tried, key=tried.get), min(tried, key=tried.get)
+    if tried[fewest] < tried[most]: raise ValueError(f'grid: its {len(arms[0].grid)} trials are {tried[most]} different settings of {most!r}, but {tried[fewest]} of {fewest!r}, on which some have no effect; let every trial change something that acts on all arms')
+
 # %% ../../nbs/7_run/4_study.ipynb #03cf805f
 @dataclass
 class Run:
@@ -136,6 +146,7 @@ class Run:
         if self.shared.get('split_by') == 'random' and 'last-item' in self.study.simple: self.left_out['last-item'] = 'split_by'   # a split by lot has no last item
         self.arms |= {name: Arm(name, dict(backbone=name, fusion='id', user_fusion='id', placebo='none'), self.shared, [{}], self.seeds) for name in self.study.simple if name not in self.left_out}
         for arm in self.arms.values(): arm.trials()   # every stage's check has its say before anything runs
+        check_tuning([arm for name, arm in self.arms.items() if name in self.study.arms])
 
     def arm(self, name, changes, placebo_of=''):
         "An arm of this run."
