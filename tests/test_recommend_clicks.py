@@ -1,6 +1,7 @@
 "Click instances that know nothing of the future, and networks that learn what there is to learn, whichever way vectors come in."
 import copy
 import json
+import warnings
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,12 +14,12 @@ from recx.data.stage import small as small_data
 from recx.recommend import stage
 from recx.recommend.clicks import CLICK_FUSIONS, Clicks, NETWORKS, probabilities
 from recx.recommend.given import Given
-from recx.recommend.instances import FIRST, MISSING, UNSEEN, auc, field_codes, field_columns, make_instances, threshold
+from recx.recommend.instances import FIRST, MISSING, UNSEEN, auc, draw_pairs, field_codes, field_columns, make_instances, threshold, with_unmet
 from recx.recommend.stage import load_model, small as small_recommend
 from recx.recommend.train import train
 
 PARAMS = dict(backbone='deepfm', fusion='id', user_fusion='id', adapter='linear', adapter_hidden=8, experts=3, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, null_size=4, embedding_size=8, dropout=.1,
-              deep='24,12', cross_layers=2, attention_layers=1, heads=2, click_history=4, click_fields='auto', positive_above=0., click_negatives=0, align_weight=.1, align_temperature=.2, align_mask=.1)
+              deep='24,12', cross_layers=2, attention_layers=1, heads=2, click_history=4, click_fields='auto', positive_above=0., click_negatives=0, hold_back=0, align_weight=.1, align_temperature=.2, align_mask=.1)
 SETTINGS = dict(batch_size=128, gate_balance=.01, learning_rate=.01, weight_decay=1e-4, epochs=20, patience=4, validate_every=1, seed=0)
 USERS, ITEMS = 60, 40
 
@@ -154,13 +155,80 @@ def purchases():
 
 def test_purchases_get_unmet_items_as_noes():
     data = purchases()
-    made = Clicks(data, PARAMS | dict(click_negatives=3)).made
-    met = set(zip(data.events[Col.USER], data.events[Col.ITEM]))
-    asked = list(zip(data.user_ids[made.user], data.item_ids[made.item]))
-    assert [pair in met for pair in asked] == (made.label > 0).tolist() == ([True] + [False]*3)*len(data.events)
-    assert (made.split.reshape(-1, 4) == made.split[::4, None]).all() and (made.stop.reshape(-1, 4) == made.stop[::4, None]).all()
-    again = Clicks(data, PARAMS | dict(click_negatives=3)).made
+    made = Clicks(data, PARAMS | dict(click_negatives=1)).made
+    user, item, _ = data.codes()
+    assert made.label.tolist() == [1, 0]*len(data.events) and np.array_equal(made.user[::2], user) and np.array_equal(made.item[::2], item)
+    assert (made.split.reshape(-1, 2) == made.split[::2, None]).all() and (made.stop.reshape(-1, 2) == made.stop[::2, None]).all()
+    again = Clicks(data, PARAMS | dict(click_negatives=1)).made
     assert (again.item == made.item).all()
+
+
+@st.composite
+def shops(draw):
+    "Who bought what, in parts; the last user, if any, is history only before the held-out parts; few items, so that there is little left to draw."
+    lengths = draw(st.lists(st.integers(1, 8), min_size=1, max_size=5))
+    n, items = sum(lengths), draw(st.integers(6, 9))
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    split = np.concatenate([np.sort(part) for part in np.split(np.array(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))), np.cumsum(lengths)[:-1])])
+    if draw(st.booleans()): split = np.where((user == user[-1]) & (split == 0), 3, split)
+    return user, np.array(draw(st.lists(st.integers(0, 5), min_size=n, max_size=n))), split, np.arange(n), items, draw(st.integers(1, 4))
+
+
+@settings(max_examples=200, deadline=None)
+@drawn(shops())
+def test_noes_know_the_past_and_not_the_future(shop):
+    "Training draws what training has met, and avoids its purchases alone; later parts avoid what was bought and drawn up to then; no pair is drawn twice, and as many are drawn as there are."
+    user, item, split, _, items, each = shop
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        try: who, shown, side, time, label = with_unmet(*shop)
+        except ValueError as e:
+            assert 'none can be drawn' in str(e)
+            return
+    no = label == 0
+    assert [x[~no].tolist() for x in (who, shown, side, time)] == [list(x) for x in shop[:4]]
+    noes = list(zip(who[no], shown[no]))
+    assert len(set(noes)) == len(noes) and not no[side == 3].any()
+    assert np.isin(shown[no & (side == 0)], item[split == 0]).all()
+    missing = 0
+    for part in (0, 1, 2):
+        for u in range(user.max() + 1):
+            bought = set(item[(user == u) & ((split <= part) | (split == 3))])
+            before, here = (set(shown[no & (who == u) & at]) for at in (side < part, side == part))
+            free = (set(item[split == 0]) if part == 0 else set(range(items))) - bought - before
+            wanted = each*((user == u) & (split == part)).sum()
+            assert here <= free and len(here) == min(wanted, len(free))
+            missing += wanted - len(here)
+    assert len(said) == (missing > 0) and (not missing or f'{missing} of ' in str(said[0].message))
+
+
+def test_what_is_bought_later_changes_no_training_instance():
+    "Else the noes that a user is spared would tell what comes."
+    data = purchases()
+    user, item, split = data.codes()
+    moved = np.where(split > 0, (item + 7) % ITEMS, item)
+    one, other = (with_unmet(user, i, split, np.arange(len(user)), ITEMS, 2) for i in (item, moved))
+    assert all(np.array_equal(a[one[2] == 0], b[other[2] == 0]) for a, b in zip(one, other))
+    later = set(zip(user[split > 0], item[split > 0]))
+    assert any(pair in later for pair in zip(one[0][(one[2] == 0) & (one[4] == 0)], one[1][(one[2] == 0) & (one[4] == 0)]))
+
+
+def test_an_item_of_later_is_no_standing_no():
+    "Half of the catalogue is new in the test part: training asks about none of it, the test asks about all of it."
+    user, split = np.repeat(np.arange(40), 6), np.tile([0, 0, 0, 0, 1, 2], 40)
+    rng = np.random.default_rng(0)
+    item = np.where(split == 2, rng.integers(50, 100, 240), rng.integers(0, 50, 240))
+    who, shown, side, _, label = with_unmet(user, item, split, np.arange(240), 100, 2)
+    assert shown[side == 0].max() < 50 and abs((shown[(side == 2) & (label == 0)] >= 50).mean() - .5) < .15
+
+
+def test_pairs_are_drawn_evenly_and_to_the_last_one():
+    "Among 30 items of which 10 are taken, each of the others comes equally often; and who has one left gets it, however long chance would take."
+    who, taken = np.repeat(np.arange(3000), 5), (np.arange(3000)[:, None]*30 + np.arange(10)).ravel()
+    counts = np.bincount(draw_pairs(who, np.arange(30), taken, 30, np.random.default_rng(0)), minlength=30)
+    assert counts[:10].sum() == 0 and abs(counts[10:] - 750).max() < 5*np.sqrt(750)
+    many = 1_000_000
+    assert draw_pairs(np.array([0, 0]), np.arange(many), np.delete(np.arange(many), 77_777), many, np.random.default_rng(0)).tolist() == [77_777, -1]
 
 
 def test_a_model_learns_purchases_from_drawn_noes():
@@ -174,9 +242,13 @@ def test_drawn_noes_beside_labels_are_refused():
     with pytest.raises(ValueError, match='click_negatives=2.*values from 2 to 5'): Clicks(board(), PARAMS | dict(click_negatives=2))
     full = purchases()
     full.items = full.items.iloc[[0, 2]]
-    full.events = full.events[full.events[Col.ITEM].isin(['i0', 'i2'])]
-    with pytest.raises(ValueError, match='users have met all 2 items'): Clicks(full, PARAMS | dict(click_negatives=1))
+    full.events = pd.concat([full.events.iloc[[0]].assign(item=i) for i in ('i0', 'i2')]).assign(split='train', time=[0, 1])
+    with pytest.raises(ValueError, match='train side have met.*all of the 2 items'): Clicks(full, PARAMS | dict(click_negatives=1))
     with pytest.raises(ValueError, match='click_negatives'): stage.check(declared(vars(stage)) | dict(backbone='fm', fusion='id', click_negatives=101))
+
+
+def test_nothing_is_held_back_for_a_re_ranker():
+    with pytest.raises(ValueError, match='hold_back=2: click models.*use hold_back=0'): Clicks(board(), PARAMS | dict(hold_back=2))
 
 
 def test_an_event_on_two_sides_is_refused():

@@ -21,7 +21,7 @@ from .factorise import DeepFM, FM
 from .fields import AutoInt, FiBiNET
 from .fusion import ID_STD, gate_tables, table_of
 from .given import Given
-from .instances import FILLING, FIRST, UNSEEN, Instances, auc, check_labels, field_codes, field_columns, label_events, make_instances, threshold
+from .instances import FILLING, FIRST, UNSEEN, Instances, answered, auc, field_codes, field_columns, instances_of
 from .interest import DIEN, DIN
 from .train import device_of
 
@@ -183,9 +183,7 @@ class Clicks:
         if p['backbone'] == 'dien': within('click_history', p['click_history'], 2, why='since DIEN learns to tell the next liked item')
         widths(p['deep'])
         if NETWORKS[p['backbone']][0].attends: check_order(dataset.card, p['backbone'])
-        self.above = 0. if p['click_negatives'] else threshold(dataset.card, dataset.events[Col.VALUE].to_numpy(), p['positive_above'])
-        self.made = make_instances(*label_events(dataset, self.above, p['click_negatives']))
-        check_labels(self.made, self.above)
+        self.made, self.above = instances_of(dataset, p)
         self.parts = {name: np.flatnonzero(self.made.split == code) for code, name in enumerate(('train', 'valid', 'test'))}
         self.columns, self.met = field_columns(dataset, p['click_fields']), np.flatnonzero(dataset.train_items)   # DIEN's random items are met ones: the others must stay unknown
 
@@ -215,10 +213,7 @@ class Clicks:
 
     def results(self, model):
         "A label and a probability for every validation and test event, and gates where there are any; noes that were drawn are marked."
-        tables = []
-        for name in ('valid', 'test'):
-            which = self.parts[name]
-            drawn = dict(drawn=self.made.label[which] == 0) if self.params['click_negatives'] else {}
-            tables.append(pd.DataFrame({Col.USER: self.dataset.user_ids[self.made.user[which]], Col.ITEM: self.dataset.item_ids[self.made.item[which]], Col.SPLIT: name, 'label': self.made.label[which].astype(np.int8), 'probability': self.scores(model, name)} | drawn))
+        per_user = answered(self.dataset, self.made, {name: self.scores(model, name) for name in ('valid', 'test')}, marked=self.params['click_negatives'] > 0)
         found = dict(gates=side_gates(model.item, self.dataset.item_ids, Col.ITEM), gates_user=side_gates(model.user, self.dataset.user_ids, Col.USER))
-        return dict(per_user=pd.concat(tables, ignore_index=True)) | {name: table for name, table in found.items() if table is not None}
+        return dict(per_user=per_user) | {name: table for name, table in found.items() if table is not None}
+
