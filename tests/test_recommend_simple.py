@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from recx.data.dataset import Dataset
 from recx.recommend.given import Given
-from recx.recommend.simple import SIMPLE, TIE_SHARE, Simple, co_occurrence, nearest, scored
+from recx.recommend.instances import auc
+from recx.recommend.simple import PRIORS, SIMPLE, TIE_SHARE, Odds, Rates, Simple, co_occurrence, fit_odds, nearest, scored
 
 PARAMS = dict(fusion='id', user_fusion='id', knn_neighbours=3, hold_back=0, list_size=4)
 
@@ -109,3 +110,70 @@ def test_nothing_is_shown_that_was_seen_and_lists_are_full():
 @pytest.mark.parametrize('changes, said', [(dict(fusion='concat'), 'uses no vectors'), (dict(user_fusion='add'), 'user_fusion=id')])
 def test_what_has_no_effect_is_refused(changes, said):
     with pytest.raises(ValueError, match=said): Simple(named(*log(), 15), PARAMS | dict(backbone='item-knn') | changes)
+
+
+# rates
+
+RATES = dict(backbone='rates', fusion='id', user_fusion='id', positive_above=.5, click_negatives=0, hold_back=0)
+
+
+def labelled(users=60, items=25, length=30, seed=0, spread=1.):
+    "Labels from users and items that say yes more or less often, and what it was drawn with."
+    rng = np.random.default_rng(seed)
+    user, item = np.repeat(np.arange(users), length), rng.integers(0, items, users*length)
+    truth = -.5 + spread*rng.normal(size=users)[user] + spread*rng.normal(size=items)[item]
+    data = named(user, item, np.tile([0]*(length - 10) + [1]*5 + [2]*5, users), items)
+    data.events['value'] = (rng.random(len(user)) < 1/(1 + np.exp(-truth))).astype(float)
+    data.card['has_values'] = True
+    return data, truth
+
+
+@pytest.mark.parametrize('prior', [.5, 4.])
+def test_odds_are_those_of_a_general_optimiser(prior):
+    from scipy.optimize import minimize
+    rng = np.random.default_rng(1)
+    user, item, label = rng.integers(0, 9, 400), rng.integers(0, 5, 400), (rng.random(400) < .3).astype(float)
+    label[user == 3] = 0   # somebody who never says yes
+    def loss(x):
+        z = x[0] + x[1:11][user] + x[11:][item]
+        return (np.logaddexp(0, z) - label*z).sum() + prior/2*(x[1:]**2).sum()
+    best = minimize(loss, np.zeros(16), method='L-BFGS-B', options=dict(ftol=1e-14, gtol=1e-9)).x
+    base, a, b = fit_odds((user, item), label, (10, 5), prior)
+    assert np.allclose(np.r_[base, a, b], best, atol=.002) and a[9] == 0
+
+
+def test_rates_are_calibrated_and_near_the_truth():
+    data, truth = labelled(users=200, length=60)
+    task = Rates(data, RATES)
+    model = task.model(Given())
+    label = task.made.label
+    assert abs(task.scores(model, 'train').mean() - label[task.parts['train']].mean()) < .002
+    part = task.parts['test']
+    assert auc(label[part], task.scores(model, 'test')) > auc(label[part], truth[part]) - .02
+    high = task.scores(model, 'test') > .5
+    assert abs(label[part][high].mean() - task.scores(model, 'test')[high].mean()) < .05
+
+
+def test_the_prior_is_chosen_on_validation_and_nothing_is_learned_from_later():
+    data, _ = labelled(spread=.2)
+    task = Rates(data, RATES)
+    train = task.parts['train']
+    losses = [task.log_loss(Odds(*fit_odds((task.made.user[train], task.made.item[train]), task.made.label[train], (60, 25), prior))) for prior in PRIORS]
+    assert task.log_loss(task.model(Given())) == min(losses) < losses[0]   # where people differ little, they are drawn to the average
+    other, _ = labelled(spread=.2)
+    other.events.loc[other.events.split == 'test', 'value'] = 1 - other.events.value
+    assert all(np.array_equal(a, b) for a, b in zip(task.model(Given()).state_dict().values(), Rates(other, RATES).model(Given()).state_dict().values()))
+
+
+def test_rates_of_purchases_know_what_is_popular():
+    rng = np.random.default_rng(0)
+    item = np.concatenate([rng.choice(40, 12, replace=False, p=np.arange(1, 41)/820) for _ in range(100)])
+    task = Rates(named(np.repeat(np.arange(100), 12), item, np.tile([0]*8 + [1]*2 + [2]*2, 100), 40), RATES | dict(click_negatives=1))
+    table = task.results(task.model(Given()))['per_user']
+    assert list(table) == ['user', 'item', 'split', 'label', 'probability', 'drawn'] and (table.drawn == (table.label == 0)).all()
+    assert task.validate(task.model(Given())) > .65
+
+
+@pytest.mark.parametrize('changes, said', [(dict(fusion='concat'), 'uses no vectors'), (dict(user_fusion='add'), 'user_fusion=id'), (dict(hold_back=1), 'use hold_back=0')])
+def test_what_has_no_effect_on_rates_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said): Rates(labelled()[0], RATES | changes)

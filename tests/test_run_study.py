@@ -43,6 +43,16 @@ def test_arms_share_what_they_agree_on(store, tmp_path):
     assert [len(list((store/stage).glob('*/manifest.json'))) for stage in ('data', 'text', 'extract', 'adapt', 'recommend')] == [1, 1, 1, 1, 4 + 3]   # the three simple arms have nothing that a seed could change
 
 
+def test_click_models_are_held_against_the_rates(store, tmp_path):
+    "A floor for clicks: trained once for all seeds, called by its name, and told of in the gate."
+    clicks = study(common=dict(backbone='fm', split_by='ratio', primary='auc', deep='8'), arms={'ids': dict(fusion='id'), 'text': dict(fusion='concat', reduce='pca')}, placebos=(), simple=('rates',))
+    result = complete(Run(clicks, jobs=1), tmp_path/'report')
+    rows = pd.read_parquet(result.folder/'per_user.parquet').query("arm == 'rates'")
+    assert rows.probability.between(0, 1).all() and rows.seed.nunique() == 2
+    assert 'rates of users and items' in result.summary['verdict']['gate']
+    assert len([p for p in (store/'recommend').glob('*/manifest.json') if json.loads(p.read_text())['parameters']['backbone'] == 'rates']) == 1
+
+
 def test_more_seeds_keep_the_old_ones(store, tmp_path):
     complete(Run(study(placebos=()), jobs=1), tmp_path/'report')
     before = {p: p.stat().st_mtime_ns for p in (store/'recommend').rglob('manifest.json')}

@@ -26,7 +26,7 @@ from .multiplicity import adjust
 from .tests import crossed_of, mde, paired_t, sign_flip, wilcoxon, wins_ties_losses
 
 # %% ../../nbs/6_evidence/5_compare.ipynb #f0191582
-SIMPLE = ('popularity', 'last-item', 'item-knn') # backbones that learn nothing
+SIMPLE = ('popularity', 'last-item', 'item-knn', 'rates') # backbones that learn nothing
 
 def setting(
     study: dict, # arms and, if given, settings

@@ -37,13 +37,13 @@ from .losses import LOSSES
 from .nextitem import BACKBONES, NextItem
 from .ranking import hr, ndcg
 from .rerank import Rerank
-from .simple import SIMPLE, Simple
+from .simple import SIMPLE, Rates, Simple
 from .topk import TopK
 from .train import device_of, train
 from .transfer import FROM_DONOR, TRANSFERS, check_transfer, take_over
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #ab21aff1
-backbone: str = 'sasrec'  # next item: sasrec, gru4rec, bert4rec; top-k: mf, lightgcn; nothing to train: popularity, last-item, item-knn; clicks: fm, deepfm, dcn, dcnv2, xdeepfm, autoint, fibinet, din, dien; re-ranking: dlcm, prm
+backbone: str = 'sasrec'  # next item: sasrec, gru4rec, bert4rec; top-k: mf, lightgcn; nothing to train: popularity, last-item, item-knn, and for clicks rates; clicks: fm, deepfm, dcn, dcnv2, xdeepfm, autoint, fibinet, din, dien; re-ranking: dlcm, prm
 fusion: str = 'id'  # how the item table is made: id, replace, concat, add, init, nullspace, cross-attention, dual-view, align-con, align-gen, late
 user_fusion: str = 'id'  # the same for users, where the backbone has them; id: no vectors of users
 adapter: str = 'linear'  # from vectors to embeddings: linear, mlp, moe, hea, layer-moe
@@ -106,7 +106,7 @@ inputs: dict = {}  # artefact folders by name; empty: build small ones here
 out: str = ''  # folder to write into; empty: a temporary folder
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #53725f68
-TASKS = {**dict.fromkeys(BACKBONES, NextItem), **dict.fromkeys(('mf', 'lightgcn'), TopK), **dict.fromkeys(SIMPLE, Simple), **dict.fromkeys(NETWORKS, Clicks), **dict.fromkeys(LIST_BACKBONES, Rerank)} # backbone → task
+TASKS = {**dict.fromkeys(BACKBONES, NextItem), **dict.fromkeys(('mf', 'lightgcn'), TopK), **dict.fromkeys(SIMPLE, Simple), 'rates': Rates, **dict.fromkeys(NETWORKS, Clicks), **dict.fromkeys(LIST_BACKBONES, Rerank)} # backbone → task
 
 def family(
     params: dict, # backbone, fusion
@@ -154,7 +154,7 @@ def external(
     return {}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #0856197f
-COUNTED = ('backbone', 'knn_neighbours', 'hold_back', 'seen_items', 'list_size', 'train_device', 'train_threads') # all that matters where nothing is trained
+COUNTED = {Simple: ('backbone', 'knn_neighbours', 'hold_back', 'seen_items', 'list_size', 'train_device', 'train_threads'), Rates: ('backbone', 'positive_above', 'click_negatives', 'hold_back', 'train_device', 'train_threads')} # all that matters where nothing is trained
 
 def relevant(
     params: dict, # all parameters of this stage, checked
@@ -168,7 +168,7 @@ def relevant(
                 mask_share=backbone == 'bert4rec', graph_layers=backbone == 'lightgcn', edge_dropout=backbone == 'lightgcn', knn_neighbours=backbone == 'item-knn', l2=task is TopK,
                 **dict.fromkeys(('positive_above', 'click_negatives', 'click_fields', 'click_history'), task is Clicks), deep=task is Clicks, cross_layers=backbone in ('dcn', 'dcnv2', 'xdeepfm'), attention_layers=backbone == 'autoint',
                 **dict.fromkeys(('first_stage', 'list_length'), task is Rerank), **dict.fromkeys(('dropout', 'blocks', 'heads', 'max_length'), task is not TopK), **dict.fromkeys(('loss', 'negatives', 'scoring'), task not in (Clicks, Rerank)), batch_tokens=task is NextItem, batch_size=task in (TopK, Clicks, Rerank), gbce_t=params['loss'] == 'gbce', temperature=params['scoring'] == 'cosine' and task not in (Clicks, Rerank))
-    if task is Simple: uses = {name: name in COUNTED for name in params}
+    if task in COUNTED: uses = {name: name in COUNTED[task] for name in params}
     return params | {name: globals()[name] for name, used in uses.items() if not used}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #1ab60c8f

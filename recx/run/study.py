@@ -27,7 +27,7 @@ from .store import digest, done, folder_of
 # %% ../../nbs/7_run/4_study.ipynb #ecfa4b7b
 PLACEBOS = {'shuffled': dict(placebo='shuffled'), 'gaussian': dict(placebo='gaussian'), 'popularity': dict(placebo='popularity')}
 
-SIMPLE = {'popularity': 'popularity', 'last-item': 'last item', 'item-knn': 'item kNN'} # backbone → how the report calls it
+SIMPLE = {'popularity': 'popularity', 'last-item': 'last item', 'item-knn': 'item kNN', 'rates': 'rates of users and items'} # backbone → how the report calls it
 
 @dataclass(frozen=True)
 class Study:
@@ -46,10 +46,11 @@ class Study:
     own: dict = field(default_factory=dict) # parameters of the study notebook itself that shape its arms, where they were given: they stand in the command and in the report's name
     family: tuple = () # declared comparisons (arm, other arm), corrected together; (): every arm with the baseline
     control: dict = field(default_factory=dict) # size → {parameter: value} of the planted twin that all arms run on too, with `seeds`; a size that is not in it has no positive control
-    simple: tuple = tuple(SIMPLE) # arms that learn next to nothing, so that nobody mistakes a poor baseline for a hard problem; () for none, as where there is nothing to rank
+    simple: tuple = ('popularity', 'last-item', 'item-knn') # arms that learn next to nothing, so that nobody mistakes a poor baseline for a hard problem; of click models: ('rates',); () for none
 
     def __post_init__(self):
         known([self.baseline], self.arms, 'baseline arm')
+        known(self.simple, SIMPLE, 'simple arm')
         known(self.needs, self.arms, 'arm in needs')
         known([arm for pair in self.family for arm in pair], self.arms, 'arm in family')
         if self.baseline in self.needs: raise ValueError(f'needs: {self.baseline!r} is the baseline, which every run must have; name another arm')
