@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ID_STD', 'TOKENS', 'FUSIONS', 'WITH_ADAPTER', 'QUERY_BACKBONES', 'Ids', 'Adapted', 'Frozen', 'ItemTable',
            'part_gates', 'unit_scale', 'semantic_space', 'principal', 'CrossAttended', 'LayerTable', 'AlignedTable',
-           'check_widths', 'check_pair', 'make_table', 'table_of', 'gate_tables']
+           'check_widths', 'why_not', 'check_pair', 'make_table', 'table_of', 'gate_tables']
 
 # %% ../../nbs/5_recommend/4_fusion.ipynb #6d7f3b56
 import numpy as np
@@ -28,7 +28,7 @@ class Ids(nn.Module):
         start: torch.Tensor | None = None, # (n_items, size): rows of norm about 1 to start from; none: noise
     ):
         super().__init__()
-        self.size = size
+        self.size, self.knows = size, start is not None   # a start from text stays with an item that training never meets
         self.weight = nn.Parameter((torch.randn(n_items, size) if start is None else start*size**.5)*ID_STD)
 
     def forward(self, items): return self.weight if items is None else F.embedding(items, self.weight)
@@ -36,6 +36,8 @@ class Ids(nn.Module):
 # %% ../../nbs/5_recommend/4_fusion.ipynb #a474796d
 class Adapted(nn.Module):
     "Given vectors behind a trained adapter."
+    knows = True
+
     def __init__(self,
         vectors: torch.Tensor, # (n_items, in_size), root mean square norm 1
         adapter: nn.Module, # (n, in_size) → (n, size)
@@ -50,6 +52,8 @@ class Adapted(nn.Module):
 # %% ../../nbs/5_recommend/4_fusion.ipynb #65d4a2e3
 class Frozen(nn.Module):
     "Given vectors as they are."
+    knows = True
+
     def __init__(self,
         vectors: torch.Tensor, # (n_items, size)
     ):
@@ -69,6 +73,9 @@ class ItemTable(nn.Module):
         super().__init__()
         self.parts, self.beside = nn.ModuleList(parts), beside
         self.size = sum(p.size for p in parts) if beside else parts[0].size
+
+    @property
+    def knows(self): return any(part.knows for part in self.parts)
 
     def forward(self, items=None):
         made = [part(items) for part in self.parts]
@@ -141,6 +148,8 @@ TOKENS = 4 # projections of a vector that has no layers
 
 class CrossAttended(nn.Module):
     "A free vector per item that asks, and tokens of text that answer."
+    knows = True
+
     def __init__(self,
         n_items: int,
         size: int, # coordinates
@@ -235,17 +244,35 @@ def check_widths(
 # %% ../../nbs/5_recommend/4_fusion.ipynb #2ce0f4c6
 QUERY_BACKBONES = ('sasrec', 'gru4rec', 'bert4rec', 'mf') # whose queries meet rows in a dot product, with nothing in between
 
+def why_not(
+    fusion: str, # of FUSIONS
+    adapter: str, # of the adapt stage's ALL_ADAPTERS
+    user_gate: bool = False, # of layer-moe
+    backbone: str = '', # of the stage; empty: not known
+) -> str: # a clause; '' where nothing does
+    "What stands between a way in and the adapter, or the backbone."
+    if fusion == 'cross-attention' and adapter in ('hea', 'layer-moe'): return f'weighs the layers itself, as adapter={adapter!r} would'
+    if user_gate and fusion not in ('replace', 'concat', 'add'): return 'has no rows that users could weigh, which user_gate=True asks for'
+    if fusion == 'align-gen' and backbone not in ('', 'lightgcn'): return f'backbone={backbone!r} spreads nothing from neighbours to a hidden node'
+    return ''
+
+# %% ../../nbs/5_recommend/4_fusion.ipynb #ac58831a
 def check_pair(
     fusion: str, # of FUSIONS
     adapter: str, # of the adapt stage's ALL_ADAPTERS
     user_gate: bool = False, # of layer-moe
     backbone: str = '', # of the stage; empty: not known
+    possible: tuple = FUSIONS, # ways in that the task has
+    name: str = 'fusion', # of the parameter: fusion, user_fusion or late_of
 ) -> None:
-    "Refuse a way in that the adapter, or the backbone, cannot go."
-    if fusion == 'cross-attention' and adapter in ('hea', 'layer-moe'): raise ValueError(f"fusion='cross-attention': it weighs the layers itself, as adapter={adapter!r} would; use adapter=linear, mlp or moe, or fusion=replace, concat or add")
-    if user_gate and fusion not in ('replace', 'concat', 'add'): raise ValueError(f'user_gate=True: fusion={fusion!r} has no rows that users could weigh; use replace, concat or add')
-    if user_gate and backbone not in ('', *QUERY_BACKBONES): raise ValueError(f'user_gate=True: backbone={backbone!r} has no query that could weigh layers; use {", ".join(QUERY_BACKBONES)}')
-    if fusion == 'align-gen' and backbone not in ('', 'lightgcn'): raise ValueError(f"fusion='align-gen': backbone={backbone!r} spreads nothing from neighbours to a hidden node; use backbone=lightgcn, or fusion=align-con")
+    "Refuse a way in that the task, the adapter or the backbone cannot go, and name those that they can."
+    if user_gate and backbone not in ('', *QUERY_BACKBONES): raise ValueError(f'user_gate=True: backbone={backbone!r} has no query that could weigh layers, as {", ".join(QUERY_BACKBONES)} have; use user_gate=False')
+    why = why_not(fusion, adapter, user_gate, backbone) if fusion in possible else f'backbone={backbone!r} has no such way in'
+    if not why: return
+    ways = [f'{name}={way}' for way in possible if not why_not(way, adapter, user_gate, backbone)]
+    if fusion in possible and user_gate: ways += [] if why_not(fusion, adapter, False, backbone) else ['user_gate=False']
+    elif fusion in possible: ways += dict([('cross-attention', ['adapter=linear', 'adapter=mlp', 'adapter=moe']), ('align-gen', ['backbone=lightgcn'])])[fusion]
+    raise ValueError(f"{name}={fusion!r}: {why}; use {' or '.join(filter(None, [', '.join(ways[:-1]), ways[-1]]))}")
 
 # %% ../../nbs/5_recommend/4_fusion.ipynb #27e13d99
 def make_table(

@@ -122,7 +122,7 @@ class NextItem:
         params: dict, # all parameters of the stage
     ):
         self.dataset, self.params = dataset, params
-        check_pair(params['fusion'], params['adapter'], params['user_gate'], params['backbone'])
+        check_pair(params['fusion'], params['adapter'], params['user_gate'], params['backbone'], self.fusions)
         check_order(dataset.card, params['backbone'])
         user, item, split = dataset.codes()
         split_now = hold_back(split, user, params['hold_back'])

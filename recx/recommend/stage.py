@@ -11,9 +11,10 @@ __all__ = ['backbone', 'fusion', 'user_fusion', 'adapter', 'adapter_hidden', 'ex
            'click_negatives', 'click_fields', 'click_history', 'deep', 'cross_layers', 'attention_layers',
            'first_stage', 'list_length', 'hold_back', 'learning_rate', 'weight_decay', 'batch_tokens', 'batch_size',
            'epochs', 'patience', 'validate_every', 'null_size', 'seed', 'seen_items', 'list_size', 'train_device',
-           'train_threads', 'inputs', 'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES', 'SEEN_ITEMS', 'COUNTED',
-           'NOT_TRAINING', 'family', 'check', 'external', 'relevant', 'make_model', 'measured', 'cold_said',
-           'summarise', 'save_model', 'blank', 'load_model', 'threads', 'rests_on', 'run', 'small']
+           'train_threads', 'inputs', 'out', 'TASKS', 'RANGES', 'MOST_OWN_NEGATIVES', 'SEEN_ITEMS', 'TRAINED',
+           'EVERYWHERE', 'NOT_TRAINING', 'family', 'check_ways', 'check_backbone', 'check', 'external', 'of_vectors',
+           'of_backbone', 'relevant', 'make_model', 'measured', 'knows_items', 'cold_said', 'summarise', 'save_model',
+           'blank', 'load_model', 'threads', 'rests_on', 'run', 'small']
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #43b0b52d
 import json
@@ -27,8 +28,8 @@ from ..adapt.experts import check_experts
 from ..adapt.placebo import PLACEBOS
 from ..data.dataset import Col, Dataset
 from ..data.parameters import declared, one_of, small_of, smoke, typed_all, within
-from .clicks import NETWORKS, Clicks
-from .fusion import FUSIONS, check_pair, check_widths
+from .clicks import NETWORKS, Attribute, Clicks, widths
+from .fusion import FUSIONS, WITH_ADAPTER, ItemTable, check_pair, check_widths
 from .given import ON_MISSING, Given, load_given
 from .instances import auc
 from .late import Late
@@ -36,11 +37,11 @@ from .lists import LIST_BACKBONES
 from .losses import LOSSES
 from .nextitem import BACKBONES, NextItem
 from .ranking import hr, ndcg
-from .rerank import Rerank
+from .rerank import FIRST_STAGES, Rerank, check_lists
 from .simple import SIMPLE, Rates, Simple
 from .topk import TopK
 from .train import device_of, train
-from .transfer import FROM_DONOR, TRANSFERS, check_transfer, take_over
+from .transfer import FROM_DONOR, SIDES, TRANSFERS, check_transfer, take_over
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #ab21aff1
 backbone: str = 'sasrec'  # next item: sasrec, gru4rec, bert4rec; top-k: mf, lightgcn; nothing to train: popularity, last-item, item-knn, and for clicks rates; clicks: fm, deepfm, dcn, dcnv2, xdeepfm, autoint, fibinet, din, dien; re-ranking: dlcm, prm
@@ -67,7 +68,7 @@ dropout: float = 0.5  # share of coordinates dropped in training
 max_length: int = 50  # most recent events that the model sees
 mask_share: float = 0.2  # bert4rec: share of events hidden in training
 graph_layers: int = 2  # lightgcn: steps of propagation
-edge_dropout: float = 0.0  # lightgcn: share of edges left out of each epoch
+edge_dropout: float = 0.0  # lightgcn: share of edges left out of each batch, drawn anew
 l2: float = 0.0  # mf, lightgcn: weight of the squared length of the batch's embeddings
 knn_neighbours: int = 100  # item-knn: most similar items that vote, at most
 loss: str = 'sampled-softmax'  # ce, sampled-softmax, gbce, bce, bpr
@@ -122,24 +123,46 @@ RANGES = dict(embedding_size=(1, 8192), blocks=(1, 64), heads=(1, 64), dropout=(
 MOST_OWN_NEGATIVES = 64 # per position, under bce and bpr
 SEEN_ITEMS = ('auto', 'masked', 'candidates')
 
+
+# %% ../../nbs/5_recommend/0_stage.ipynb #22d2dcda
+def check_ways(
+    params: dict, # all parameters of this stage
+) -> None:
+    "Refuse ways in that task, backbone, adapter or widths do not allow; the second model of a late fusion is an arm too."
+    task, backbone = TASKS[params['backbone']], params['backbone']
+    ways = dict(fusion=task.fusions, user_fusion=task.user_fusions)
+    if params['fusion'] == 'late' and 'late' in task.fusions: ways['late_of'] = [way for way in task.fusions if way != 'late']
+    for name, possible in ways.items():
+        check_pair(params[name], params['adapter'], params['user_gate'] and name == 'fusion', backbone, possible, name)
+        check_widths(params[name], params['embedding_size'], params['null_size'])
+    used = [params[name] for name in ('late_of' if 'late_of' in ways else 'fusion', 'user_fusion')]
+    if params['placebo'] != 'none' and set(used) == {'id'}: raise ValueError(f"placebo={params['placebo']!r}: {'late_of' if 'late_of' in ways else 'fusion'}=id uses no vectors; use placebo=none or another {'late_of' if 'late_of' in ways else 'fusion'}")
+
+# %% ../../nbs/5_recommend/0_stage.ipynb #ba3a0a3b
+def check_backbone(
+    params: dict, # all parameters of this stage
+) -> None:
+    "Refuse what the backbone, or the one that a re-ranker rests on, cannot be built from."
+    backbone, task = params['backbone'], TASKS[params['backbone']]
+    for name in ('backbone', *(['first_stage'] if task is Rerank else [])):
+        if params[name] in ('gru4rec', 'dlcm') and params['heads'] != 1: raise ValueError(f"heads={params['heads']}: {name}={params[name]!r} has no attention to divide; use heads=1")
+    if params['embedding_size'] % params['heads']: raise ValueError(f"heads={params['heads']}: does not divide embedding_size={params['embedding_size']}; use a divisor")
+    widths(params['deep'])
+    if backbone == 'dien': within('click_history', params['click_history'], 2, why='since DIEN learns to tell the next liked item')
+    if task is Rerank: check_lists(params)
+
+# %% ../../nbs/5_recommend/0_stage.ipynb #005fcfaa
 def check(
     params: dict, # all parameters of this stage
 ) -> None:
     "Refuse what the stage cannot use, before anything runs."
     typed_all(params, globals())
-    for name, options in dict(backbone=TASKS, fusion=FUSIONS, user_fusion=FUSIONS, placebo=PLACEBOS, on_missing=ON_MISSING, transfer=TRANSFERS, loss=LOSSES, scoring=('dot', 'cosine'), seen_items=SEEN_ITEMS, train_device=('auto', 'cpu', 'cuda')).items(): one_of(name, params[name], options)
+    for name, options in dict(backbone=TASKS, fusion=FUSIONS, user_fusion=FUSIONS, late_of=[way for way in FUSIONS if way != 'late'], first_stage=FIRST_STAGES, placebo=PLACEBOS, on_missing=ON_MISSING, transfer=TRANSFERS, loss=LOSSES, scoring=('dot', 'cosine'), seen_items=SEEN_ITEMS, train_device=('auto', 'cpu', 'cuda')).items(): one_of(name, params[name], options)
     for name, (low, high) in RANGES.items(): within(name, params[name], low, high)
-    size = params['embedding_size']
-    if params['backbone'] in ('gru4rec', 'dlcm') and params['heads'] != 1: raise ValueError(f"heads={params['heads']}: backbone={params['backbone']!r} has no attention to divide; use heads=1")
-    if size % params['heads']: raise ValueError(f"heads={params['heads']}: does not divide embedding_size={size}; use a divisor")
-    for name in ('fusion', 'user_fusion'):
-        check_widths(params[name], size, params['null_size'])
-        check_pair(params[name], params['adapter'], params['user_gate'] and name == 'fusion', params['backbone'])
-        possible = getattr(TASKS[params['backbone']], f'{name}s')
-        if params[name] not in possible: raise ValueError(f"{name}={params[name]!r}: backbone={params['backbone']!r} has no such way in; use one of {', '.join(possible)}")
+    check_backbone(params)
+    check_ways(params)
     check_experts(params)
     check_transfer(params)
-    if params['placebo'] != 'none' and params['fusion'] == params['user_fusion'] == 'id': raise ValueError(f"placebo={params['placebo']!r}: fusion=id uses no vectors; use placebo=none or another fusion")
     if params['validate_every'] > params['epochs']: raise ValueError(f"validate_every={params['validate_every']}: more than epochs={params['epochs']}, so that training could not stop early; use at most {params['epochs']}")
     if params['loss'] in ('bce', 'bpr') and params['negatives'] > MOST_OWN_NEGATIVES:
         raise ValueError(f"negatives={params['negatives']}: {params['loss']} draws its own for every position; use at most {MOST_OWN_NEGATIVES}, or loss=gbce with gbce_t=0, where a batch shares them")
@@ -154,22 +177,49 @@ def external(
     return {}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #0856197f
-COUNTED = {Simple: ('backbone', 'knn_neighbours', 'hold_back', 'seen_items', 'list_size', 'train_device', 'train_threads'), Rates: ('backbone', 'positive_above', 'click_negatives', 'hold_back', 'train_device', 'train_threads')} # all that matters where nothing is trained
+TRAINED = ('seed', 'learning_rate', 'weight_decay', 'epochs', 'patience', 'validate_every') # what the trainer reads
+EVERYWHERE = ('backbone', 'fusion', 'train_device', 'train_threads')
 
+def of_vectors(
+    params: dict, # all parameters of this stage, checked
+) -> set: # names
+    "The parameters that act on how vectors come into an arm."
+    ways, adapter, acts = {params['fusion'], params['user_fusion']}, params['adapter'], {'user_fusion'}
+    if ways != {'id'}: acts |= {'placebo', 'on_missing'}
+    if ways & set(WITH_ADAPTER):
+        acts |= {'adapter', 'transfer'} | ({'adapter_hidden'} if adapter != 'linear' else set()) | ({'transfer_from'} if params['transfer'] in FROM_DONOR else set())
+        acts |= dict(moe={'experts', 'expert_top_k', 'gate_noise', 'gate_balance'}, hea={'shared_experts', 'own_experts', 'final_relu'}).get(adapter, set()) | ({'user_gate'} if adapter == 'layer-moe' else set())
+    if 'nullspace' in ways: acts.add('null_size')
+    if ways & {'align-con', 'align-gen'}: acts |= {'align_weight', 'align_temperature'}
+    return acts | ({'align_mask'} if 'align-gen' in ways else set())
+
+# %% ../../nbs/5_recommend/0_stage.ipynb #69de405c
+def of_backbone(
+    params: dict, # all parameters of this stage, checked
+) -> set: # names
+    "The parameters that act on a task and its backbone."
+    backbone, task = params['backbone'], TASKS[params['backbone']]
+    labels = {'click_negatives', *({'positive_above'} if not params['click_negatives'] else ())}
+    if task is Rates: return labels
+    if task is Clicks: return {'embedding_size', 'batch_size', 'click_fields', 'click_history', *labels, *({'deep', 'dropout', 'cross_layers', 'attention_layers', 'heads'} & set(NETWORKS[backbone][1]))}
+    acts = {'hold_back', 'seen_items', 'list_size'}
+    if task is Simple: return acts | ({'knn_neighbours'} if backbone == 'item-knn' else set())
+    acts |= {'embedding_size', 'batch_tokens' if task is NextItem else 'batch_size'}
+    if task is not TopK: acts |= {'blocks', 'dropout'} | ({'heads'} if backbone not in ('gru4rec', 'dlcm') else set())
+    if task is Rerank: return acts | {'first_stage', 'list_length'}
+    acts |= {'max_length'} if task is NextItem else {'l2'}
+    acts |= {'bert4rec': {'mask_share'}, 'lightgcn': {'graph_layers', 'edge_dropout'}}.get(backbone, set())
+    return acts | {'loss', 'scoring'} | ({'negatives'} if params['loss'] != 'ce' else set()) | ({'gbce_t'} if params['loss'] == 'gbce' else set()) | ({'temperature'} if params['scoring'] == 'cosine' else set())
+
+# %% ../../nbs/5_recommend/0_stage.ipynb #7f21f483
 def relevant(
     params: dict, # all parameters of this stage, checked
 ) -> dict: # the same, with those that are idle at their defaults
-    "What decides the result of an arm."
-    backbone, fusions, task = params['backbone'], {params['fusion'], params['user_fusion']}, family(params)
-    adapted = bool(fusions - {'id', 'init', 'nullspace', 'late'})
-    uses = dict(adapter=adapted, adapter_hidden=adapted, on_missing=bool(fusions - {'id', 'late'}), user_gate=adapted and params['adapter'] == 'layer-moe', transfer_from=params['transfer'] in FROM_DONOR, seen_items=task is not Clicks,
-                **dict.fromkeys(('experts', 'expert_top_k', 'gate_noise', 'gate_balance'), adapted and params['adapter'] == 'moe'), **dict.fromkeys(('shared_experts', 'own_experts', 'final_relu'), adapted and params['adapter'] == 'hea'),
-                late_of='late' in fusions, null_size='nullspace' in fusions, **dict.fromkeys(('align_weight', 'align_temperature'), bool(fusions & {'align-con', 'align-gen'})), align_mask='align-gen' in fusions,
-                mask_share=backbone == 'bert4rec', graph_layers=backbone == 'lightgcn', edge_dropout=backbone == 'lightgcn', knn_neighbours=backbone == 'item-knn', l2=task is TopK,
-                **dict.fromkeys(('positive_above', 'click_negatives', 'click_fields', 'click_history'), task is Clicks), deep=task is Clicks, cross_layers=backbone in ('dcn', 'dcnv2', 'xdeepfm'), attention_layers=backbone == 'autoint',
-                **dict.fromkeys(('first_stage', 'list_length'), task is Rerank), **dict.fromkeys(('dropout', 'blocks', 'heads', 'max_length'), task is not TopK), **dict.fromkeys(('loss', 'negatives', 'scoring'), task not in (Clicks, Rerank)), batch_tokens=task is NextItem, batch_size=task in (TopK, Clicks, Rerank), gbce_t=params['loss'] == 'gbce', temperature=params['scoring'] == 'cosine' and task not in (Clicks, Rerank))
-    if task in COUNTED: uses = {name: name in COUNTED[task] for name in params}
-    return params | {name: globals()[name] for name, used in uses.items() if not used}
+    "What decides the result of an arm, beside its inputs."
+    task = family(params)
+    if task is Late: acts = {'late_of', 'seed', 'list_size'}   # the two models, and all that made them, are inputs
+    else: acts = of_backbone(params) | (set() if task in (Simple, Rates) else {*TRAINED, *of_vectors(params)})
+    return {name: value if name in {*EVERYWHERE, *acts} else globals()[name] for name, value in params.items()}
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #1ab60c8f
 def make_model(
@@ -191,10 +241,21 @@ def measured(
     label, said = part.label.to_numpy(), part.probability.to_numpy()
     return dict(auc=auc(label, said), logloss=float(-np.log(np.where(label, said, 1 - said)).mean()))
 
+# %% ../../nbs/5_recommend/0_stage.ipynb #a817eafb
+def knows_items(
+    task, # of TASKS
+    model: torch.nn.Module, # of that task
+) -> bool:
+    "Whether an arm has more to go by, for an item that training never met, than the id's starting values."
+    if isinstance(task, Late): return any(map(knows_items, task.tasks, model.models))
+    if isinstance(task, Simple): return True
+    parts = [part for name, part in model.named_modules() if SIDES.get(name.partition('.')[0]) == 'items']
+    return any(isinstance(part, Attribute) or isinstance(part, ItemTable) and part.knows for part in parts)
+
 # %% ../../nbs/5_recommend/0_stage.ipynb #e9b160dd
 def cold_said(
     dataset: Dataset,
-    by_chance: bool, # the arm knows items only by ids it has learned, neither by vectors nor by attributes
+    by_chance: bool, # the arm knows nothing of an item that training never met
 ) -> dict:
     "How many items training never saw, and how many test events ask for one of them."
     cold = dataset.item_ids[~dataset.train_items]
@@ -216,8 +277,8 @@ def summarise(
     held_events = dataset.events[Col.SPLIT].isin(['valid', 'test']).sum()
     return dict(**accuracy, criterion=task.criterion, best_epoch=int(curve.epoch[curve.valid.idxmax()]), epochs=len(curve), stopped=stopped, seconds_train=float(curve.seconds_train.sum()), seconds_valid=float(curve.seconds_valid.sum()),
                 parameters_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad), parameters_total=sum(t.numel() for t in model.state_dict().values()),
-                catalogue=len(dataset.items), users=int(per_user[Col.USER].nunique()), unranked=int(held_events - len(per_user)), cold=cold_said(dataset, given.items is None and stopped != 'nothing to train' and not getattr(task, 'columns', ([],))[0]),
-                missing_vectors=given.missing, seed=params['seed'], threads=params['train_threads'], device=device_of(model).type)
+                catalogue=len(dataset.items), users=int(per_user[Col.USER].nunique()), unranked=int(held_events - len(per_user)), cold=cold_said(dataset, not knows_items(task, model)),
+                missing_vectors=given.missing, backbone=params['backbone'], seed=params['seed'], threads=params['train_threads'], device=device_of(model).type)
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #831a833a
 def save_model(
@@ -288,7 +349,7 @@ def run(
 ) -> Path: # `out`, with what each held-out event came to, exposure, curve, summary and model
     "Train one arm at one seed, and score every held-out event."
     out, dataset = Path(out), Dataset.load(inputs['data'])
-    if params['list_size'] > len(dataset.items): raise ValueError(f"list_size={params['list_size']}: more than the {len(dataset.items)} items of the catalogue; use at most {len(dataset.items)}")
+    if family(params) is not Clicks and params['list_size'] > len(dataset.items): raise ValueError(f"list_size={params['list_size']}: more than the {len(dataset.items)} items of the catalogue; use at most {len(dataset.items)}")
     device = params['train_device'] if params['train_device'] != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
     with threads(params['train_threads']):
         task, given = family(params)(dataset, params), load_given(params, inputs, dataset)

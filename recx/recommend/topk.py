@@ -127,8 +127,8 @@ class TopK:
         params: dict, # all parameters of the stage
     ):
         self.dataset, self.params = dataset, params
-        check_pair(params['fusion'], params['adapter'], params['user_gate'], params['backbone'])
-        check_pair(params['user_fusion'], params['adapter'], backbone=params['backbone'])
+        check_pair(params['fusion'], params['adapter'], params['user_gate'], params['backbone'], self.fusions)
+        check_pair(params['user_fusion'], params['adapter'], False, params['backbone'], self.user_fusions, 'user_fusion')
         self.user, item, split = dataset.codes()
         train = hold_back(split, self.user, params['hold_back']) == 0
         if not train.any(): raise ValueError(f"hold_back={params['hold_back']}: leaves no training event; hold back fewer")
