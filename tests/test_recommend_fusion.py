@@ -148,8 +148,8 @@ def test_cross_attention_learns_which_layer_answers():
 
 
 class TestImpossible:
-    @pytest.mark.parametrize('args, said', [(('cross-attention', 'hea'), 'use adapter=linear'), (('cross-attention', 'layer-moe'), 'weighs the layers itself'), (('add', 'layer-moe', True, 'lightgcn'), 'sasrec'),
-                                            (('init', 'layer-moe', True), 'use replace, concat or add'), (('align-gen', 'linear', False, 'sasrec'), 'use backbone=lightgcn')])
+    @pytest.mark.parametrize('args, said', [(('cross-attention', 'hea'), 'adapter=linear, adapter=mlp or adapter=moe'), (('cross-attention', 'layer-moe'), 'weighs the layers itself'), (('add', 'layer-moe', True, 'lightgcn'), 'sasrec'),
+                                            (('init', 'layer-moe', True), 'use fusion=replace, fusion=concat, fusion=add or user_gate=False'), (('align-gen', 'linear', False, 'sasrec'), 'or backbone=lightgcn')])
     def test_pairs(self, args, said):
         with pytest.raises(ValueError, match=said): check_pair(*args)
 

@@ -171,7 +171,7 @@ def check_lists(
 ) -> None:
     "Refuse lists that nobody can make, or that teach nothing."
     one_of('first_stage', params['first_stage'], FIRST_STAGES)
-    if params['hold_back'] < 1: raise ValueError(f"hold_back={params['hold_back']}: backbone={params['backbone']!r} learns from events that the first stage has not learned from; use hold_back=1 or more")
+    if params['hold_back'] < 1: raise ValueError(f"hold_back={params['hold_back']}: backbone={params['backbone']!r} learns from events that the first stage has not learned from; use hold_back=1 or more for both")
     if params['list_size'] > params['list_length']: raise ValueError(f"list_size={params['list_size']}: backbone={params['backbone']!r} orders lists of list_length={params['list_length']}; use list_size of at most that, or longer lists")
 
 # %% ../../nbs/5_recommend/7_rerank.ipynb #77923bb3

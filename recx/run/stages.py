@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'OTHER_SEED', 'ALONE', 'module_of', 'notebook_of', 'stage_parameters', 'owners', 'checked', 'outside',
-           'make_node', 'value_of', 'vectors_wanted', 'donor_of', 'rests_on', 'chain']
+           'checked_of', 'make_node', 'value_of', 'vectors_wanted', 'donor_of', 'rests_on', 'chain']
 
 # %% ../../nbs/7_run/2_stages.ipynb #cafbab7e
 import importlib, json
@@ -72,16 +72,22 @@ def outside(
     return module_of(stage).external(json.loads(params))
 
 # %% ../../nbs/7_run/2_stages.ipynb #cecdbed3
+def checked_of(
+    stage: str,
+    wishes: dict, # parameter → value for any stages; each takes its own
+) -> dict: # all parameters of `stage`
+    "What `stage` runs with, accepted by its own `check`."
+    params = {name: wishes.get(name, default) for name, default in stage_parameters()[stage].items()}
+    module_of(stage).check(params)
+    return params
+
 def make_node(
     stage: str,
     wishes: dict, # parameter → value for any stages; each takes its own
     inputs: dict, # name → Node
 ) -> Node: # checked, with what outside decides it
     "The node of `stage` under `wishes`; its own `check` has accepted the values."
-    module, params = module_of(stage), stage_parameters()[stage]
-    params = {name: wishes.get(name, default) for name, default in params.items()}
-    module.check(params)
-    params = getattr(module, 'relevant', dict)(params)
+    params = getattr(module_of(stage), 'relevant', dict)(checked_of(stage, wishes))
     return Node(stage, params, inputs, outside(stage, json.dumps(params)))
 
 # %% ../../nbs/7_run/2_stages.ipynb #763b7720
@@ -133,6 +139,7 @@ def chain(
     wishes: dict, # parameter → value: what one arm is, at one seed
 ) -> Node: # the recommend node; the others hang below it
     "The nodes from raw data to a trained recommender; an arm without vectors rests on the data alone."
+    checked_of('recommend', wishes)   # first, since an arm that is refused may rest on itself
     data = make_node('data', wishes, {})
     inputs = dict(data=data) | {name: chain(other) for name, other in rests_on(wishes).items()}
     if vectors_wanted(wishes):
