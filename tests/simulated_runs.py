@@ -59,7 +59,7 @@ def run_of(folder: Path, data: Path, effect: float = 0., tail: float = 0., arm: 
     epochs = np.arange(1, 13)
     frame(folder/'curve.parquet', **{'epoch': epochs, 'loss': 5 - .1*epochs, 'valid': .1*(1 - np.exp(-epochs/4)) + .001*arm, 'seconds_train': 1., 'seconds_valid': .1})
     means = {s: {'ndcg@10': float((1/np.log2(1 + rank[held.split == s])*(rank[held.split == s] <= 10)).mean()), 'hr@10': float((rank[held.split == s] <= 10).mean())} for s in ('valid', 'test')}
-    (folder/'summary.json').write_text(json.dumps(dict(**means, criterion='ndcg@10', best_epoch=12, epochs=12, stopped=stopped, seconds_train=12., seconds_valid=1.2, parameters_trainable=7744 + 100*arm, parameters_total=7744 + 100*arm,
+    (folder/'summary.json').write_text(json.dumps(dict(**means, criterion='ndcg@10', best_epoch=12, epochs=12, stopped=stopped, seconds_train=12., seconds_valid=1.2, parameters_trainable=7744 + 100*arm, parameters_total=7744 + 100*arm, backbone='sasrec',
                                                        catalogue=len(strata), users=int(held.user.nunique()), seed=seed, threads=1, device='cpu')))
     return folder
 

@@ -130,8 +130,41 @@ def test_segments_have_sizes_and_stability(tmp_path):
 
 
 
-@pytest.mark.parametrize('names', [('expert_0', 'expert_1'), ('L1 shared_0', 'L1 own_0')])
+@pytest.mark.parametrize('names', [('expert_0', 'expert_1'), ('L1 shared_0', 'L1 own_0'), ('token_0', 'token_1')])
 def test_experts_make_no_segments(tmp_path, names):
     inputs = simulated(tmp_path, dict(ids=0., moe=.2), seeds=1, users=60)
     frame(Path(inputs['moe/0'])/'gates_user.parquet', user=[f'u{u:05}' for u in range(60)], **dict(zip(names, ([.4]*60, [.6]*60))))
-    assert 'segments' not in said(evidence(tmp_path/'e', inputs))
+    frame(Path(inputs['moe/0'])/'gates.parquet', item=[f'i{i:04}' for i in range(120)], **dict(zip(names, ([.4]*120, [.6]*120))))
+    assert 'segments' not in said(evidence(tmp_path/'e', inputs)) and not (tmp_path/'e'/'segments.parquet').exists()
+
+
+def test_who_is_in_which_segment_is_written(tmp_path):
+    "Weights averaged over seeds, the largest one names the segment; the arm whose gate weighs items alone is marked, and not in the report."
+    inputs = simulated(tmp_path, {'ids': 0., 'gate': .2, 'items': .2}, seeds=2)
+    for s in (0, 1):
+        gates(inputs[f'gate/{s}'], .8, s)
+        frame(Path(inputs[f'items/{s}'])/'gates.parquet', item=[f'i{i:04}' for i in range(120)], L1=np.where(np.arange(120) % 2, .9, .2), L2=np.where(np.arange(120) % 2, .1, .8))
+    out = evidence(tmp_path/'e', inputs)
+    rows = pd.read_parquet(out/'segments.parquet')
+    assert list(rows) == ['arm', 'weighed', 'user', 'segment', 'L1', 'L2', 'L3'] and rows.groupby('arm').size().to_dict() == dict(gate=400, items=400)
+    own, read = rows[rows.arm == 'gate'].set_index('user'), [pd.read_parquet(Path(inputs[f'gate/{s}'])/'gates_user.parquet').set_index('user') for s in (0, 1)]
+    mean = (read[0] + read[1])/2
+    assert np.allclose(own[['L1', 'L2', 'L3']], mean.loc[own.index]) and (own.segment == mean.idxmax(axis=1)).all() and (own.weighed == 'user').all()
+    found = pd.DataFrame(said(out)['segments'])
+    assert set(found.arm) == {'gate'} and own.segment.value_counts().to_dict() == found.set_index('segment').users.to_dict()
+    events = pd.read_parquet(Path(inputs['data'])/'events.parquet').query("split == 'train'")
+    odd = events.item.str[1:].astype(int) % 2
+    share = odd.groupby(events.user).mean()
+    of_items = rows[rows.arm == 'items'].set_index('user')
+    assert np.allclose(of_items.L1, (.9*share + .2*(1 - share)).loc[of_items.index]) and (of_items.weighed == 'items').all() and of_items.L3.isna().all()
+
+
+def test_a_baseline_of_another_backbone_is_not_held_against_the_reference(tmp_path, monkeypatch):
+    "The value of SASRec says nothing of a LightGCN."
+    from recx.evidence import reference
+    monkeypatch.setattr(reference, 'REFERENCES', (reference.Reference('simulated', 400, 120, 2400, 'file', 'SASRec', .9, .8, 'a test'),))
+    inputs = simulated(tmp_path, dict(ids=0., moe=.4), seeds=1)
+    assert said(evidence(tmp_path/'a', inputs))['gate']['status'] == 'not reached'
+    changed(inputs['ids/0'], backbone='lightgcn')
+    gate = said(evidence(tmp_path/'b', inputs))['gate']
+    assert gate['status'] == 'unknown' and 'this arm is lightgcn' in gate['text']

@@ -171,7 +171,7 @@ def click_run(folder: Path, data: Path, skill: float, seed: int, shift: float = 
     logit = skill*taste + np.random.default_rng([2, seed]).normal(0, .4, len(held)) + shift
     frame(folder/'per_user.parquet', user=held.user, item=held.item, split=held.split, label=label, probability=(1/(1 + np.exp(-logit))).astype('float32'))
     frame(folder/'curve.parquet', epoch=[1, 2, 3], loss=[.7, .6, .6], valid=[.6, .7, .69], seconds_train=[1.]*3, seconds_valid=[.1]*3)
-    said = dict(valid=dict(auc=.7 + .1*skill), test=dict(auc=.7), criterion='auc', best_epoch=2, epochs=3, stopped='patience', seconds_train=3., seconds_valid=.3, parameters_trainable=100, parameters_total=100, seed=seed)
+    said = dict(valid=dict(auc=.7 + .1*skill), test=dict(auc=.7), criterion='auc', best_epoch=2, epochs=3, stopped='patience', seconds_train=3., seconds_valid=.3, parameters_trainable=100, parameters_total=100, backbone='deepfm', seed=seed)
     (folder/'summary.json').write_text(json.dumps(said | summary))
     return folder
 

@@ -62,6 +62,15 @@ def test_dropped_edges_are_dropped_both_ways_and_the_rest_keeps_the_expectation(
     assert torch.equal(graph.matrices(.25, None)[0].to_dense(), whole)   # evaluation drops nothing
 
 
+def test_each_batch_leaves_out_other_edges():
+    "Within an epoch, which has one generator, every batch draws anew."
+    rng = np.random.default_rng(0)
+    model = model_of(Graph(rng.integers(0, 9, 40), rng.integers(0, 8, 40), 9, 8), edge_dropout=.5)
+    rows, epoch = model.start(None, None), np.random.default_rng(1)
+    made = [model.propagate(*rows, epoch)[0] for _ in range(3)]
+    assert not torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
+
+
 def test_evaluation_is_without_dropout_and_leaves_the_mode():
     rng = np.random.default_rng(0)
     model = model_of(Graph(rng.integers(0, 9, 40), rng.integers(0, 8, 40), 9, 8), edge_dropout=.5)

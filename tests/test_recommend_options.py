@@ -1,5 +1,8 @@
 "What an option does: one that is kept in an address acts, one that cannot be used is refused before anything runs, and the way out that an error names is open."
+import json
 import re
+from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -7,16 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
+from recx.adapt.stage import small as small_adapt
 from recx.data.dataset import Dataset
 from recx.data.parameters import declared
+from recx.data.stage import small as small_data
 from recx.extract.vectors import ROW_COLUMNS, Vectors
 from recx.recommend import stage
 from recx.recommend.clicks import Clicks
 from recx.recommend.fusion import FUSIONS
-from recx.recommend.given import load_given
+from recx.recommend.given import Given, load_given
+from recx.recommend.late import Late
 from recx.recommend.rerank import Rerank
 from recx.recommend.simple import Simple
-from recx.recommend.stage import TASKS, TRAINED, check, family, make_model, relevant
+from recx.recommend.stage import TASKS, TRAINED, check, family, knows_items, make_model, relevant
 from recx.recommend.train import train
 from recx.run.stages import chain
 
@@ -52,10 +58,17 @@ def base(tmp_path_factory):
     return folder, dict(labels=log(), purchases=log(False))
 
 
+READ = ('fusion', 'user_fusion', 'placebo', 'on_missing', 'seed')
+
+
+@cache
+def vectors_of(folder, *values): return load_given(dict(zip(READ, values)), dict(vectors=folder), log())
+
+
 def made(params, base):
     "Task and fresh model of an arm, on what it rests on."
     folder, logs = base
-    data, given = logs['purchases' if params['click_negatives'] else 'labels'], load_given(params, dict(vectors=folder), logs['labels'])
+    data, given = logs['purchases' if params['click_negatives'] else 'labels'], replace(vectors_of(folder, *(params[name] for name in READ)))
     first = dict(backbone='mf', fusion='id', user_fusion='id')
     models = [made(params | first | change, base) for change in ([dict(backbone=params['first_stage'])] if TASKS[params['backbone']] is Rerank else [{}, dict(seed=9)] if params['fusion'] == 'late' else [])]
     given.models = dict(zip(('first', 'second'), models))
@@ -176,3 +189,31 @@ def test_every_way_out_that_an_error_names_is_open(adapter, user_gate):
 def test_what_cannot_be_trained_is_refused_before_anything_is_made(change, said):
     with pytest.raises(ValueError, match=f'^{said}'): check(DEFAULTS | change)
     with pytest.raises(ValueError, match=f'^{said}'): chain(change)   # an arm that rests on itself too, which has no end
+
+
+# ---- who knows an item that training never met
+
+KNOWS = [(dict(), False), (dict(fusion='align-con'), False), (dict(fusion='late'), False), (dict(fusion='init'), True), (dict(fusion='nullspace'), True), (dict(fusion='add'), True), (dict(fusion='cross-attention'), True), (dict(fusion='dual-view'), True), (dict(backbone='lightgcn', fusion='align-gen'), False),
+         (dict(backbone='mf', user_fusion='replace'), False), (dict(backbone='mf', fusion='replace'), True), (dict(backbone='prm', first_stage='mf', hold_back=2), False), (dict(backbone='prm', first_stage='mf', hold_back=2, fusion='replace'), True), (dict(backbone='prm', first_stage='mf', hold_back=2, fusion='align-con'), False),
+         (dict(backbone='fm'), True), (dict(backbone='fm', click_fields=''), False), (dict(backbone='fm', click_fields='', user_fusion='replace'), False), (dict(backbone='fm', click_fields='', fusion='concat'), True), (dict(backbone='item-knn'), True)]
+
+
+@pytest.mark.parametrize('changes, knows', KNOWS, ids=lambda x: said(x) or 'ids' if isinstance(x, dict) else '')
+def test_who_knows_an_item_that_training_never_met(changes, knows, base):
+    params = BASE | dict(positive_above=3.) | changes
+    check(params)
+    assert knows_items(*made(params, base)) == knows
+
+
+def test_a_mixture_knows_what_either_of_its_models_knows(base):
+    folder, logs = base
+    task, given = Late(logs['labels'], BASE), Given(models=dict(first=made(BASE | dict(backbone='mf'), base), second=made(BASE | dict(backbone='mf', fusion='add'), base)))
+    assert knows_items(task, task.model(given))
+
+
+@pytest.mark.parametrize('changes, chance', [(dict(), True), (dict(fusion='align-con'), True), (dict(fusion='add'), False)], ids=lambda x: said(x) or 'ids' if isinstance(x, dict) else '')
+def test_the_summary_says_whose_answers_for_cold_items_are_chance(changes, chance, tmp_path):
+    small_data(tmp_path/'data', cold_items=.2)
+    small_adapt(tmp_path/'adapt', reduce='pca', reduce_size=16)
+    cold = json.loads((stage.small(tmp_path/'arm', epochs=1, embedding_size=8, **changes)/'summary.json').read_text())['cold']
+    assert cold['test_events'] > 0 and cold['by_chance'] is chance

@@ -21,6 +21,7 @@ from recx.recommend.ranking import hr, ndcg, target_ranks
 from recx.recommend.given import Given, load_given
 from recx.recommend.nextitem import NextItem, answer, batch_loss
 from recx.recommend.stage import check, load_model, make_model, run, small
+from recx.recommend.rows import Optimisers
 from recx.recommend.train import Diverged, train
 
 SETTINGS = dict(loss='ce', negatives=16, gbce_t=.75, gate_balance=.01, learning_rate=.01, weight_decay=0., batch_tokens=256, epochs=25, patience=25, validate_every=1, seed=0)
@@ -262,3 +263,61 @@ def test_an_item_that_nobody_met_is_no_negative(loss):
     before = model.table.parts[0].weight[30].detach().clone()
     train(model, task, SETTINGS | dict(loss=loss, epochs=2, negatives=8))
     assert torch.equal(model.table.parts[0].weight[30].detach(), before) and not torch.equal(model.table.parts[0].weight[0].detach(), before)
+
+
+class Falls:
+    "A task whose validation score falls from the third epoch on."
+    criterion = 'score'
+    def __init__(self): self.validated = 0
+    def losses(self, model, settings, rng): yield model.weight.square().sum(), 1
+    def validate(self, model): self.validated += 1; return -abs(self.validated - 3.)
+
+
+def test_a_run_that_has_stopped_early_does_not_go_on_when_it_is_taken_up(tmp_path):
+    settings = SETTINGS | dict(epochs=20, patience=4)
+    curve, stopped = train(torch.nn.Linear(2, 2), Falls(), settings, tmp_path/'last.pt', every=100)
+    assert len(curve) == 7 and stopped == 'patience' and (tmp_path/'last.pt').exists()
+    again, stopped = train(torch.nn.Linear(2, 2), Falls(), settings, tmp_path/'last.pt', every=100)
+    assert again.equals(curve) and stopped == 'patience'
+
+
+def test_patience_that_ends_with_the_last_epoch_is_said(): assert train(torch.nn.Linear(2, 2), Falls(), SETTINGS | dict(epochs=7, patience=4))[1] == 'patience'
+
+
+def test_a_run_of_all_epochs_is_not_called_patience(): assert train(torch.nn.Linear(2, 2), Falls(), SETTINGS | dict(epochs=6, patience=4))[1] == 'epochs'
+
+
+def test_early_stopping_looks_at_no_test_target():
+    "Other test targets: the same curve, the same best epoch, the same weights; other validation targets: another curve."
+    def run_of(turn=''):
+        log, settings = checkerboard(), SETTINGS | dict(epochs=12, patience=2)
+        task, model = task_of(log), model_of(log)
+        if turn: task.parts[turn].target = np.random.default_rng(0).permutation(task.parts[turn].target)
+        curve, _ = train(model, task, settings)
+        return curve[['epoch', 'loss', 'valid']], model.state_dict()
+    (curve, weights), (other, same), (third, _) = run_of(), run_of('test'), run_of('valid')
+    assert curve.equals(other) and all(torch.equal(weights[k], same[k]) for k in weights)
+    assert not curve.valid.equals(third.valid) and curve.valid.idxmax() < 11
+
+
+def test_the_test_events_of_the_log_reach_neither_training_nor_validation():
+    "The same with the events themselves: whatever is bought last, nothing that is learned or chosen changes."
+    user, item, split = checkerboard()
+    turned = item.copy()
+    turned[split == 2] = np.random.default_rng(1).permutation(item[split == 2])
+    made = []
+    for log in ((user, item, split), (user, turned, split)):
+        task = task_of(log)
+        model = make_model(task, Given(), 0)
+        made.append((train(model, task, SETTINGS | dict(epochs=6, patience=2))[0][['epoch', 'loss', 'valid']], model.state_dict()))
+    assert made[0][0].equals(made[1][0]) and all(torch.equal(a, b) for a, b in zip(made[0][1].values(), made[1][1].values()))
+
+
+def test_the_learning_rate_is_the_same_in_every_step_of_every_epoch(monkeypatch):
+    "Seen by the optimiser at each step, whatever the number of epochs that are asked for."
+    seen, step = [], Optimisers.step
+    monkeypatch.setattr(Optimisers, 'step', lambda self, *rest: (seen.append(tuple(g['lr'] for o in self.parts for g in o.param_groups)), step(self, *rest))[1])
+    for epochs in (2, 7):
+        seen.clear()
+        train(model_of(ring()), task_of(ring()), SETTINGS | dict(epochs=epochs))
+        assert len(seen) > epochs and {rate for rates in seen for rate in rates} == {SETTINGS['learning_rate']}

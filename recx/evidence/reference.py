@@ -30,6 +30,7 @@ class Reference(NamedTuple):
     ndcg: float # NDCG@10
     source: str
     published: bool = True
+    backbone: str = 'sasrec' # that it holds for
 
 ESASREC = 'github.com/blondered/transformer_benchmark, README (Tikhonovich et al., RecSys 2025)'
 DROSS = 'github.com/antklen/sasrec-bert4rec-recsys23, README (Klenitskiy and Vasilev, RecSys 2023)'
@@ -66,14 +67,16 @@ def held_apart(
 def fitting(
     card: dict, # data card: users, items, events, split_by, ties
     kind: str, # 'ndcg' or 'hr'
+    backbone: str, # of the id-only arm
 ) -> list: # of Reference, the one to use first
-    "The reference values that hold for this data set, split and tie rule."
-    fits = [r for r in REFERENCES if size_of(r) == size_of(card) and r.ties == card.get('ties', 'file') and card.get('split_by') == 'leave-one-out' and not held_apart(card)]
+    "The reference values that hold for this data set, split, tie rule and backbone."
+    fits = [r for r in REFERENCES if size_of(r) == size_of(card) and r.ties == card.get('ties', 'file') and card.get('split_by') == 'leave-one-out' and not held_apart(card) and r.backbone == backbone]
     return sorted(fits, key=lambda r: (r.published, getattr(r, kind)), reverse=True)
 
 # %% ../../nbs/6_evidence/6_reference.ipynb #268653e0
 def why_unknown(
     card: dict, # data card
+    backbone: str, # of the id-only arm
 ) -> str: # a clause
     "What stands between this data set and the nearest reference value."
     size = size_of(card)
@@ -81,6 +84,7 @@ def why_unknown(
     near = [r for r in REFERENCES if r.users == size[0]]
     if same and held_apart(card): return f'for {same[0].data} it is known with all items and users in training, and here some are held out of it'
     if same and card.get('split_by') != 'leave-one-out': return f"for {same[0].data} it is known under leave-one-out, and this split is {card.get('split_by', 'not stated')}"
+    if same and backbone not in {r.backbone for r in same}: return f"for {same[0].data} it is known of {' and '.join(sorted({r.backbone for r in same}))}, and this arm is {backbone or 'of a backbone that is not stated'}"
     if same: return f"for {same[0].data} it is known with ties in {' and '.join(sorted({r.ties for r in same}))} order, and here they are in {card.get('ties', 'file')} order"
     if not near: return 'no known data set has these numbers of users, items and events'
     r = min(near, key=lambda r: abs(r.items - size[1]) + abs(r.events - size[2]))
@@ -93,14 +97,15 @@ def baseline_gate(
     card: dict, # data card: users, items, events, split_by, ties
     metric: str, # 'ndcg@10' or 'hr@10'; for others no reference value is known
     value: float, # of the id-only baseline on the test events, mean over seeds
+    backbone: str, # of that baseline
 ) -> dict: # status 'reached', 'not reached' or 'unknown'; metric, value, known, reached, reference, ratio, model, source, others, text
     "Whether the baseline comes within 5 % of the reference value of the id-only model."
     kind, k = parse_metric(metric)
     within('value', value, 0, 1 if kind not in CLICK_METRICS else math.inf, why=f'as the {metric} of the baseline')   # a log-loss may exceed 1
-    fits = fitting(card, kind) if k == 10 and kind in ('ndcg', 'hr') else []
+    fits = fitting(card, kind, backbone) if k == 10 and kind in ('ndcg', 'hr') else []
     gate = dict(status='unknown', metric=metric, value=float(value), known=bool(fits), reached=False, reference=math.nan, ratio=math.nan, model='', source='', others=[])
     if not fits:
-        why = why_unknown(card) if k == 10 and kind in ('ndcg', 'hr') else 'reference values are known for NDCG@10 and HR@10 only'
+        why = why_unknown(card, backbone) if k == 10 and kind in ('ndcg', 'hr') else 'reference values are known for NDCG@10 and HR@10 only'
         return gate | dict(text=f'No reference value of the id-only model is known: {why}.')
     best, ratio = fits[0], float(value/getattr(fits[0], kind))
     status = 'reached' if ratio >= 1 - TOLERANCE else 'not reached'

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['primary', 'cutoffs', 'alpha', 'bootstrap', 'flips', 'strata_by', 'evidence_seed', 'study', 'inputs', 'out', 'KEY',
-           'ANSWERS', 'ORDER', 'EXPERT', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in', 'completed',
-           'numbered', 'drawn_noes', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of', 'spent_of',
-           'upstream', 'used', 'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of', 'learning',
-           'lists', 'calibrated', 'segmented', 'control_in', 'weighed', 'gated', 'found', 'plain_json', 'summary_of',
-           'write', 'run', 'small_inputs', 'small_study', 'small']
+           'ANSWERS', 'ORDER', 'UNNAMED', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in',
+           'completed', 'numbered', 'drawn_noes', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of',
+           'spent_of', 'upstream', 'used', 'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of',
+           'learning', 'lists', 'calibrated', 'layer_gates', 'segmented', 'members', 'control_in', 'weighed', 'gated',
+           'found', 'plain_json', 'summary_of', 'write', 'run', 'small_inputs', 'small_study', 'small']
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #50f73ef8
 import json, math, re
@@ -28,7 +28,7 @@ from .metrics import check_cutoffs, exposure_metrics, per_user
 from .reference import baseline_gate
 from .report import Findings, render, without_addresses
 from .verdict import Control, control_of, judge, name_of, with_simple
-from ..recommend.segments import segments
+from ..recommend.segments import assigned, segments, together, users_from_items
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #b6157f2d
 primary: str = 'ndcg@10'  # the metric that decides; all others are exploratory; for click models auc, gauc or logloss
@@ -274,14 +274,14 @@ def summaries(
     test: pd.DataFrame, # arm, seed, user, answers and `cold` of the test events
     metric: str,
     unanswered: dict, # (arm, seed) → test events without an answer
-) -> pd.DataFrame: # a row per run: arm, seed, value on test, valid, criterion, epochs, how it ended, parameters, seconds, chance, unanswered
+) -> pd.DataFrame: # a row per run: arm, seed, backbone, value on test, valid, criterion, epochs, how it ended, parameters, seconds, chance, unanswered
     "Each run in a row: its own summary, and its level on the test events."
     rows = []
     for (arm, seed), answers in test.groupby(['arm', 'seed'], sort=False, observed=True):
         said = json.loads((runs[arm, seed]/'summary.json').read_text(encoding='utf8'))
         same = {k: said.get(k, math.nan) for k in ('epochs', 'best_epoch', 'parameters_trainable', 'parameters_total', 'seconds_train', 'seconds_valid')}
         guessed = int((answers.cold == 'cold').sum()) if said.get('cold', {}).get('by_chance') else 0
-        rows.append(dict(arm=arm, seed=seed, value=level(metric, answers), valid=said['valid'][said['criterion']], criterion=said['criterion'], stopped=said['stopped'], **same, chance=guessed, unanswered=unanswered[arm, seed]))
+        rows.append(dict(arm=arm, seed=seed, backbone=said['backbone'], value=level(metric, answers), valid=said['valid'][said['criterion']], criterion=said['criterion'], stopped=said['stopped'], **same, chance=guessed, unanswered=unanswered[arm, seed]))
     return pd.DataFrame(rows)
 
 def criterion_of(
@@ -321,18 +321,43 @@ def calibrated(
     return pd.DataFrame(levels), pd.concat(bins, ignore_index=True)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #41e0be89
-EXPERT = re.compile(r'(expert|shared|own)_\d+$') # columns of gates that are no layers
+UNNAMED = re.compile(r'(expert|shared|own|token)_\d+$') # columns of gates that are no layers
 
-def segmented(
+def layer_gates(
     runs: dict, # (arm, seed) → Path
     dataset: Dataset,
-) -> pd.DataFrame | None: # arm, and the columns of `segments`; None where no run weighs layers for users
-    "Sizes, profiles and stability of the segments that the gates make of the users; experts are left out, since another seed has others under the same numbers."
+) -> dict: # (arm, 'user' or 'items': what the gate weighs for) → {seed: user, and a column for each layer}; without arms that weigh no layers
+    "How much each layer counts for each user."
     tables = {}
     for (arm, seed), folder in runs.items():
-        gates = pd.read_parquet(folder/'gates_user.parquet') if (folder/'gates_user.parquet').exists() else pd.DataFrame()
-        if len(gates) and not any(EXPERT.search(c) for c in gates): tables.setdefault(arm, {})[seed] = gates.astype(dict(user=str))
-    return pd.concat([segments(gates, dataset).assign(arm=arm) for arm, gates in tables.items()], ignore_index=True) if tables else None
+        for name, weighed in (('gates_user', 'user'), ('gates', 'items')):
+            if not (folder/f'{name}.parquet').exists(): continue
+            gates = pd.read_parquet(folder/f'{name}.parquet')
+            if len(gates) and not any(UNNAMED.search(c) for c in gates):
+                gates = gates.astype({gates.columns[0]: str})
+                tables.setdefault((arm, weighed), {})[seed] = gates if weighed == 'user' else users_from_items(gates, dataset)
+                break
+    return tables
+
+# %% ../../nbs/6_evidence/0_stage.ipynb #4cb7f8fe
+def segmented(
+    tables: dict, # of `layer_gates`
+    dataset: Dataset,
+) -> pd.DataFrame | None: # arm, and the columns of `segments`; None where no run weighs layers for users
+    "Sizes, profiles and stability of the segments that the gates make of the users."
+    made = [segments(gates, dataset).assign(arm=arm) for (arm, weighed), gates in tables.items() if weighed == 'user']
+    return pd.concat(made, ignore_index=True) if made else None
+
+def members(
+    tables: dict, # of `layer_gates`
+) -> pd.DataFrame: # arm, weighed, user, segment, and a column for each layer: its weight, averaged over seeds; NaN for layers that an arm does not have
+    "Which user is in which segment."
+    made = []
+    for (arm, weighed), gates in tables.items():
+        first, segment = next(iter(gates.values())), assigned(gates)
+        weights = pd.DataFrame(together(gates).mean(0), columns=[c for c in first if c != 'user'])
+        made.append(pd.DataFrame(dict(arm=arm, weighed=weighed, user=segment.index, segment=segment.to_numpy())).join(weights))
+    return pd.concat(made, ignore_index=True)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #87a66f30
 def control_in(
@@ -363,7 +388,9 @@ def gated(
 ) -> dict: # of `baseline_gate`, with the arm that it is about and the simple arms that it beats
     "Whether the id-only arm reaches a known reference value, and whether it beats what learns nothing."
     arm = id_only(study)
-    return with_simple(dict(arm=arm, **baseline_gate(card, metric, float(said[said.arm == arm].value.mean()))), results, study, metric, alpha) if arm else dict(arm='', status='unknown')
+    if not arm: return dict(arm='', status='unknown')
+    own = said[said.arm == arm]
+    return with_simple(dict(arm=arm, **baseline_gate(card, metric, float(own.value.mean()), own.backbone.iloc[0])), results, study, metric, alpha)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #0c00c505
 def found(
@@ -373,6 +400,7 @@ def found(
     events: pd.DataFrame, # of `held_out`
     answers: pd.DataFrame, # of `gathered`
     unanswered: dict, # (arm, seed) → test events without an answer
+    gates: dict, # of `layer_gates`
     control: Control | None = None, # positive control, where one was run
 ) -> Findings: # without figures
     "Everything the report says, computed."
@@ -391,7 +419,7 @@ def found(
     gate = gated(study, card, said, results, metric, params['alpha'])
     levels, bins = calibrated(test) if 'probability' in test else (None, None)
     return Findings(study, results, judge(results, study, gate, card, said, metric, kinds, params['alpha'], (compared, asked), control), gate, card, said, costs_of(artefacts), listed(artefacts, study),
-                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(runs, dataset), control)
+                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(gates, dataset), control)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #765bcb62
 def plain_json(
@@ -432,7 +460,7 @@ def run(
     inputs: dict, # data: folder; '<arm>/<seed>': folder of a recommend artefact; control: folder of an evidence artefact, where there is one
     out: str | Path, # existing folder to write into
 ) -> Path: # `out`
-    "Judge the runs: results.parquet, per_user.parquet, summary.json, figures, report.html."
+    "Judge the runs: results.parquet, per_user.parquet, summary.json, figures, report.html, and segments.parquet where a gate weighs layers."
     if 'data' not in inputs: raise ValueError("inputs: no 'data'; give the folder of the data artefact that the runs were trained on")
     out, dataset, runs = Path(out), Dataset.load(inputs['data']), runs_in(inputs)
     completed(params['study'], runs)
@@ -440,9 +468,11 @@ def run(
     answers, unanswered = gathered(events, runs)
     check_primary(params['primary'], lengths(params['cutoffs']), 'probability' in answers)
     if 'rank' in answers: check_cutoffs(lengths(params['cutoffs']), len(dataset.items))
-    f = found(params, dataset, runs, events, answers, unanswered, control_in(Path(inputs['control'])) if 'control' in inputs else None)
+    gates = layer_gates(runs, dataset)
+    f = found(params, dataset, runs, events, answers, unanswered, gates, control_in(Path(inputs['control'])) if 'control' in inputs else None)
     f.results.to_parquet(out/'results.parquet', index=False)
     answers.to_parquet(out/'per_user.parquet', index=False)
+    if gates: members(gates).to_parquet(out/'segments.parquet', index=False)
     write(f, learning(runs), out)
     return out
 
