@@ -177,3 +177,18 @@ def test_check_names_the_parameter(change, match):
 def test_sizes(sizes):
     for name in ADAPTERS:
         with pytest.raises(ValueError, match='size='): make_adapter(name, *sizes)
+
+
+@pytest.mark.parametrize('name, hidden, linear', [('linear', 24, True), ('mlp', 24, False), ('mlp', 1, False), ('moe', 0, False)])
+def test_only_the_linear_adapter_is_a_linear_map(name, hidden, linear):
+    "An affine map of a sum is the sum of the maps, but for the map of nothing."
+    torch.manual_seed(0)
+    adapter, a, b = make_adapter(name, 20, 10, hidden=hidden).eval(), rows(seed=1), rows(seed=2)
+    with torch.no_grad(): bend = adapter(a + b) - adapter(a) - adapter(b) + adapter(torch.zeros_like(a))
+    assert (bend.abs().max() < 1e-5) == linear and (linear or bend.square().sum(1).mean() > .01)
+
+
+def test_no_more_experts_than_the_vectors_have_coordinates():
+    make_adapter('moe', 8, 32, experts=8)
+    with pytest.raises(ValueError, match='experts=9: more than the 8 coordinates of the vectors.*use at most 8, or a larger reduce_size'): make_adapter('moe', 8, 32, experts=9)
+    make_adapter('mlp', 8, 32, experts=9)   # which has none

@@ -168,3 +168,12 @@ def test_a_baseline_of_another_backbone_is_not_held_against_the_reference(tmp_pa
     changed(inputs['ids/0'], backbone='lightgcn')
     gate = said(evidence(tmp_path/'b', inputs))['gate']
     assert gate['status'] == 'unknown' and 'this arm is lightgcn' in gate['text']
+
+
+def test_the_groups_of_a_stratum_are_all_users_with_test_events(tmp_path):
+    "Under leave-one-out every user asks for one item, which is in one group of each kind."
+    inputs = simulated(tmp_path, dict(ids=0., moe=.4), seeds=1)
+    rows = pd.read_parquet(evidence(tmp_path/'e', inputs)/'results.parquet').query("metric == 'ndcg@10'")
+    users = pd.read_parquet(Path(inputs['data'])/'events.parquet').query("split == 'test'").user.nunique()
+    kinds = rows.groupby('stratum_kind').n_users.sum()
+    assert {'share80', 'top20', 'bin', 'cold'} <= set(kinds.index) and (kinds == users).all() and (rows[rows.stratum_kind == 'share80'].n_users < users).all()

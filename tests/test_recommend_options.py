@@ -54,7 +54,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp('options')
     ids = [('item', f'i{i:02}') for i in range(ITEMS - 1)] + [('user', f'u{u:02}') for u in range(USERS - 1)]
     rows = pd.DataFrame([dict.fromkeys(ROW_COLUMNS, '') | dict(id=i, kind=kind, layer=layer) for layer in ('L1', 'L2') for kind, i in ids])
-    Vectors(rows, np.random.default_rng(1).normal(1, 1, size=(len(rows), 6)).astype(np.float32)).save(folder)
+    Vectors(rows, np.random.default_rng(1).normal(1, 1, size=(len(rows), 4)).astype(np.float32)).save(folder)
     return folder, dict(labels=log(), purchases=log(False))
 
 
@@ -185,7 +185,7 @@ def test_every_way_out_that_an_error_names_is_open(adapter, user_gate):
     (dict(fusion='late', late_of='cross-attention', adapter='hea'), "late_of='cross-attention': weighs"), (dict(fusion='late', late_of='id', placebo='shuffled'), "placebo='shuffled': late_of=id uses no vectors"),
     (dict(backbone='prm', first_stage='prm', hold_back=1), "first_stage='prm': use one of sasrec"), (dict(backbone='prm', first_stage='sasrek', hold_back=1), "first_stage='sasrek'.*did you mean 'sasrec'"), (dict(backbone='dlcm', first_stage='popularity', hold_back=1), "first_stage='popularity': use one of"),
     (dict(backbone='prm', first_stage='gru4rec', hold_back=1, heads=2), "heads=2: first_stage='gru4rec'"), (dict(backbone='prm'), 'hold_back=0:.*use hold_back=1 or more'), (dict(backbone='prm', hold_back=1, list_size=20), 'list_size=20:.*list_length=10'),
-    (dict(backbone='deepfm', deep='200;80'), "deep='200;80': write"), (dict(backbone='dien', click_history=1), 'click_history=1: must be at least 2'), (dict(backbone='mf', user_fusion='align-gen'), "user_fusion='align-gen': backbone='mf' spreads")], ids=lambda x: said(x) if isinstance(x, dict) else '')
+    (dict(backbone='deepfm', deep='200;80'), "deep='200;80': write"), (dict(backbone='dien', click_history=1), 'click_history=1: must be at least 2'), (dict(fusion='add', adapter='moe', experts=200, embedding_size=8), 'experts=200: more than the embedding_size=8 coordinates.*use at most 8'), (dict(backbone='mf', user_fusion='align-gen'), "user_fusion='align-gen': backbone='mf' spreads")], ids=lambda x: said(x) if isinstance(x, dict) else '')
 def test_what_cannot_be_trained_is_refused_before_anything_is_made(change, said):
     with pytest.raises(ValueError, match=f'^{said}'): check(DEFAULTS | change)
     with pytest.raises(ValueError, match=f'^{said}'): chain(change)   # an arm that rests on itself too, which has no end

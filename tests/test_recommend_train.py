@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from recx.adapt.stage import small as small_adapt
 from recx.data.dataset import Dataset
 from recx.data.parameters import declared
-from recx.extract.vectors import Vectors
+from recx.extract.vectors import ROW_COLUMNS, Vectors
 from recx.recommend import stage
 from recx.recommend.batches import held_out, training_windows
 from recx.recommend.losses import LOSSES
@@ -321,3 +321,14 @@ def test_the_learning_rate_is_the_same_in_every_step_of_every_epoch(monkeypatch)
         seen.clear()
         train(model_of(ring()), task_of(ring()), SETTINGS | dict(epochs=epochs))
         assert len(seen) > epochs and {rate for rates in seen for rate in rates} == {SETTINGS['learning_rate']}
+
+
+@pytest.mark.parametrize('how, filling', [('zero', [0., 0.]), ('mean', [2., 4.])])
+def test_what_is_missing_is_filled_by_numbers(how, filling, tmp_path):
+    "Three of four items have a vector; each layer is filled by its own mean."
+    log = as_dataset((np.array([0, 0, 0, 0]), np.array([0, 1, 2, 3]), np.array([0, 0, 1, 2])))
+    have = pd.DataFrame([dict.fromkeys(ROW_COLUMNS, '') | dict(id=f'i00{i}', kind='item', layer=layer) for layer in ('L1', 'L2') for i in (0, 1, 3)])
+    Vectors(have, np.array([[1, 2], [2, 4], [3, 6], [10, 20], [20, 40], [60, 30]], np.float32)).save(tmp_path)
+    given = load_given(dict(fusion='add', user_fusion='id', placebo='none', on_missing=how, seed=0), dict(vectors=tmp_path), log)
+    assert given.items.tolist() == [[1, 2, 10, 20], [2, 4, 20, 40], filling + ([0, 0] if how == 'zero' else [30, 30]), [3, 6, 60, 30]] and given.missing == dict(items=1)
+    with pytest.raises(ValueError, match='i002'): load_given(dict(fusion='add', user_fusion='id', placebo='none', on_missing='error', seed=0), dict(vectors=tmp_path), log)

@@ -143,6 +143,7 @@ def check_adapter(
     experts: int, # number of experts
     expert_top_k: int, # experts kept for each item; 0: all
     gate_noise: float, # times the learned standard deviation
+    in_size: int = 0, # of the item vectors; 0: not known yet
 ) -> None:
     "Refuse what no adapter can be built from; what only a mixture uses is checked for a mixture only."
     one_of('adapter', adapter, ADAPTERS)
@@ -150,6 +151,7 @@ def check_adapter(
     if adapter != 'moe': return
     within('adapter_hidden', adapter_hidden, 0, 65_536, 'where 0 means linear experts')
     within('experts', experts, 2, 256, 'since one expert is no mixture (adapter=mlp is that); use 2, 4, 8 or 16')
+    if 0 < in_size < experts: raise ValueError(f'experts={experts}: more than the {in_size} coordinates of the vectors, so that the gate has no direction of its own for each; use at most {in_size}, or a larger reduce_size')
     within('expert_top_k', expert_top_k, 0, experts, f'since there are {experts} experts; 0 keeps them all')
     within('gate_noise', gate_noise, 0, 10, 'where 1 is the published form and 0 means no noise')
 
@@ -165,8 +167,8 @@ def make_adapter(
     noise: float = 0., # times the learned standard deviation of the gate's noise in training (moe)
 ) -> Adapter: # (items, in_size) → (items, out_size); its start is drawn from torch's own generator
     "A fresh adapter; a `ValueError` names the parameter that cannot be used."
-    check_adapter(name, hidden, experts, top_k, noise)
     for size, value in dict(in_size=in_size, out_size=out_size).items(): within(size, value, 1)
+    check_adapter(name, hidden, experts, top_k, noise, in_size)
     if name == 'linear': return LinearAdapter(in_size, out_size)
     if name == 'mlp': return MLPAdapter(in_size, out_size, hidden)
     return MoEAdapter(in_size, out_size, hidden, experts, top_k, noise)

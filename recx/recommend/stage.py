@@ -162,6 +162,7 @@ def check(
     check_backbone(params)
     check_ways(params)
     check_experts(params)
+    if params['adapter'] == 'moe' and params['experts'] > params['embedding_size']: raise ValueError(f"experts={params['experts']}: more than the embedding_size={params['embedding_size']} coordinates that they fill together, so that some only repeat what others say; use at most {params['embedding_size']}, or a larger embedding_size")
     check_transfer(params)
     if params['validate_every'] > params['epochs']: raise ValueError(f"validate_every={params['validate_every']}: more than epochs={params['epochs']}, so that training could not stop early; use at most {params['epochs']}")
     if params['loss'] in ('bce', 'bpr') and params['negatives'] > MOST_OWN_NEGATIVES:
