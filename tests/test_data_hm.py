@@ -181,6 +181,15 @@ def test_an_image_folder_with_holes(tmp_path):
     assert made(tmp_path/'c', place, item_level='product').items.image.fillna('').tolist() == ['', f'images/011/{C}.jpg']
 
 
+def test_pictures_in_a_zip_are_said_not_to_be_read(tmp_path):
+    place = shop(tmp_path/'shop', LOG)
+    with zipfile.ZipFile(tmp_path/'shop.zip', 'w') as z:
+        for name in HM_ROWS: z.write(place/name, f'h-and-m/{name}')
+        for n, name in enumerate((f'{C}.jpg', f'{A}.jpg', 'sizes.txt')): z.writestr(f'h-and-m/images/{n:03d}/{name}', b'x')
+    data = made(tmp_path/'data', tmp_path/'shop.zip')
+    assert 'image' not in data.items and [n for n in data.card['notes'] if n.startswith('2 pictures lie in shop.zip and cannot be opened there') and 'unpack it' in n]
+
+
 # The week split against a slow rule ------------------------------------------------------------------------------------
 
 logs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
@@ -248,7 +257,7 @@ def test_the_kaggle_client_is_asked_file_by_file(tmp_path, monkeypatch):
     assert place == tmp_path/'root'/'data'/'raw'/'hm' and sorted(p.name for p in place.iterdir()) == sorted(HM_ROWS)
 
 
-@pytest.mark.parametrize('body, said', [('echo "403 - Forbidden" >&2; exit 1', '403 - Forbidden'), ('exit 0', 'did not come out of its package')])
+@pytest.mark.parametrize('body, said', [('printf "PK, cut" > "$8/$6.zip"', 'articles.csv.zip cannot be unpacked'), ('echo "403 - Forbidden" >&2; exit 1', '403 - Forbidden'), ('exit 0', 'did not come out of its package')])
 def test_a_refusing_client_leaves_nothing(tmp_path, monkeypatch, body, said):
     monkeypatch.setenv('RECX_HOME', str(tmp_path/'root'))
     monkeypatch.delenv('RECX_DATA', raising=False)
@@ -280,6 +289,18 @@ def test_a_twin_says_what_it_is_and_keeps_its_truth_apart(tmp_path):
     place = make_fashion(tmp_path/'files', users=60, items=60, events=900)
     again = Dataset.load(stage.small(tmp_path/'c', **(asked | dict(dataset='hm', dataset_path=str(place)))))
     assert again.card['banner'] == 'simulated' and again.events.equals(data.events) and (tmp_path/'c'/'planted_items.parquet').exists()
+
+
+@pytest.mark.parametrize('make, kind, asked', [(make_fashion, 'hm', WEEKLY), (make_music, 'kkbox', dict(split_by='random', min_history=0))])
+def test_a_packed_twin_says_what_it_is_and_keeps_its_truth(tmp_path, make, kind, asked):
+    place = make(tmp_path/'twin', users=60, items=60, events=900)
+    with zipfile.ZipFile(tmp_path/'twin.zip', 'w') as z:
+        z.writestr('__MACOSX/shop/planted/._truth.json', b'x')
+        for path in place.rglob('*'): z.write(path, f'shop/{path.relative_to(place)}')
+    plain, packed = (Dataset.load(stage.small(tmp_path/name, dataset=kind, dataset_path=str(at), **asked)) for name, at in dict(plain=place, packed=tmp_path/'twin.zip').items())
+    assert packed.card['banner'] == 'simulated' and packed.card['display'] == plain.card['display'] and packed.events.equals(plain.events)
+    assert not [n for n in packed.card['notes'] if 'of the full file' in n] and len(list((tmp_path/'packed').glob('planted_*'))) == 3
+    for path in (tmp_path/'plain').glob('planted_*'): assert path.read_bytes() == (tmp_path/'packed'/path.name).read_bytes()
 
 
 def test_both_readers_name_alike_what_both_have(tmp_path):

@@ -173,6 +173,15 @@ def test_7z_files_from_the_client_are_unpacked(tmp_path, monkeypatch):
     assert (sources.home()/'data'/'raw'/'kkbox'/'train.csv').read_text() == (place/'train.csv').read_text()
 
 
+def test_a_7z_that_breaks_off_is_not_taken_for_the_data(tmp_path, monkeypatch):
+    "A program that leaves what it had when the package broke off."
+    (tmp_path/'7z').write_text('#!/bin/sh\nprintf half > "$(basename "$3" .7z)"\nexit 2\n')
+    (tmp_path/'7z').chmod(0o755)
+    (tmp_path/'train.csv.7z').touch()
+    monkeypatch.setenv('PATH', str(tmp_path) + os.pathsep + os.environ['PATH'])
+    with pytest.raises(OSError, match='train.csv.7z cannot be unpacked: 7z ends with code 2'): sources.unpack(tmp_path, 'train.csv')
+
+
 # The twin --------------------------------------------------------------------------------------------------------------
 
 def test_a_twin_of_music(tmp_path):

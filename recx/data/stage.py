@@ -22,7 +22,7 @@ from .movielens import movielens_files, read_movielens
 from .parameters import declared, one_of, smoke, typed_all, within
 from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNKNOWN_USERS, ON_UNRESOLVED, SPLIT_BY, TIES, prepare, refuse_split
 from .recbole import read_recbole, recbole_files
-from .sources import fetch, resolve, search, sha256
+from .sources import beneath, fetch, opened, resolve, search, sha256
 from .tables import read_tables, tables_files
 from .toy import make_toy
 from .twins import check_twin, make_fashion, make_music
@@ -153,11 +153,12 @@ def read(
 
 # %% ../../nbs/1_data/0_stage.ipynb #13df0c06
 def keep_planted(
-    place: Path, # folder that may hold `planted`, as a twin's does
+    place: Path, # folder or zip file that may hold `planted`, as a twin's does
     out: str | Path, # existing folder
 ) -> None:
     "Lay the planted truth of a twin beside the data set."
-    for path in sorted((place/'planted').glob('*')): shutil.copyfile(path, Path(out)/f'planted_{path.name}')
+    for name, path in beneath(place, 'planted').items():
+        with opened(place, path) as planted, open(Path(out)/f"planted_{name.replace('/', '_')}", 'wb') as file: shutil.copyfileobj(planted, file)
 
 # %% ../../nbs/1_data/0_stage.ipynb #c4a86462
 def twin(
