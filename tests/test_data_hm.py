@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
-from recx.data import sources, stage
+from recx.data import columns, sources, stage
 from recx.data.aligned import ALIGNED, SIDES, column_of
 from recx.data.dataset import Dataset, Raw
 from recx.data.hm import HM_ROWS, read_hm
@@ -108,6 +108,7 @@ DAMAGE = [
     ('customers.csv', lambda t: t.replace('age,', '', 1), 'customers.csv: no column age'),
     ('transactions_train.csv', lambda t: t[:-20], 'transactions_train.csv: .*Row #12: Expected 5 columns, got [123].*damaged or cut short'),
     ('articles.csv', lambda t: t[:-25], 'articles.csv: a quotation mark .* never closed; the file is cut short'),
+    ('articles.csv', lambda t: t[:t.rindex('\nand light') + 1], 'articles.csv: a quotation mark .* never closed; the file is cut short'),
     ('transactions_train.csv', lambda t: t.replace(',', ';'), "separated by ';' and not by commas"),
     ('transactions_train.csv', lambda t: t.replace(',', '\t'), 'separated by .*t. and not by commas'),
     ('transactions_train.csv', lambda t: '', 'the file is empty'),
@@ -129,6 +130,30 @@ def test_damage_is_named_and_leaves_nothing(tmp_path, file, spoil, said):
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ValueError, match=said): made(tmp_path/'data', tmp_path/'shop')
     assert not list((tmp_path/'data').iterdir())
+
+
+def one_by_one(text):
+    "Whether a text is open at the end, letter by letter."
+    state = 'start' # of a field; 'plain', 'quoted', 'mark' (within a quoted one, just behind a mark)
+    for letter in text:
+        if state == 'mark' and letter == '"': state = 'quoted'
+        elif state == 'quoted': state = 'mark' if letter == '"' else 'quoted'
+        elif letter in ',\n\r': state = 'start'
+        else: state = 'quoted' if letter == '"' and state == 'start' else 'plain'
+    return state == 'quoted'
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text('"",\n\rab', max_size=40), st.integers(1, 9), st.integers(1, 9))
+def test_open_quotes_against_a_rule_applied_letter_by_letter(tmp_path_factory, text, block, near):
+    folder = tmp_path_factory.mktemp('quotes')
+    (folder/'log.csv').write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(columns, 'BLOCK', block)
+        patched.setattr(columns, 'NEAR', near)
+        if one_by_one(text):
+            with pytest.raises(ValueError, match='log.csv: a quotation mark is opened and never closed'): columns.refuse_open_quotes(folder, 'log.csv')
+        else: columns.refuse_open_quotes(folder, 'log.csv')
 
 
 def test_missing_files_are_named(tmp_path):

@@ -135,6 +135,13 @@ def test_a_song_told_twice_in_the_second_table_counts_once(tmp_path):
     assert len(raw.items) == 4 and raw.items.title[1] == 'null'
 
 
+@pytest.mark.parametrize('end', ['', '\n'])
+def test_a_lone_inch_mark_is_no_open_text(tmp_path, end):
+    path = service(tmp_path/'kkbox')/'song_extra_info.csv'
+    path.write_text(path.read_text().replace('null', 'My 7" mix').strip() + end)
+    assert read_kkbox(tmp_path/'kkbox').items.title[1] == 'My 7" mix'
+
+
 def test_members_whom_no_table_knows(tmp_path):
     data = made(tmp_path/'data', service(tmp_path/'kkbox', [*LOG, ('mX=', 's1=', True), ('mX=', 's2=', False)]))
     assert data.card['unknown_users'] == 1 and 'mX=' in data.user_ids
