@@ -93,6 +93,53 @@ def test_plain_zip_and_gz_with_marks_and_other_line_ends_are_the_same_data(tmp_p
         assert again.events.equals(raw.events) and again.items.equals(raw.items) and again.users.equals(raw.users)
 
 
+def as_parquet(place, folder, log='transactions_train', **types):
+    "The tables of a shop as pandas would write them, with some columns of other types."
+    folder.mkdir()
+    for name, called in {'articles.csv': 'articles', 'customers.csv': 'customers', 'transactions_train.csv': log}.items():
+        table = pd.read_csv(place/name, dtype=dict(article_id=str, product_code=str), keep_default_na=False, na_values=[''])
+        table.astype({c: t for c, t in types.items() if c in table}).to_parquet(folder/f'{called}.parquet')
+    return folder
+
+
+@pytest.mark.parametrize('n, types', [(0, {}), (1, dict(article_id='int64', product_code='float64', t_dat='datetime64[s]')), (2, dict(customer_id='category', article_id='category', FN='float32'))])
+def test_parquet_is_read_as_the_comma_separated_files_are(tmp_path, n, types):
+    place = shop(tmp_path/'shop', LOG)
+    plain, made_of = read_hm(place), as_parquet(place, tmp_path/'parquet', ('transactions_train', 'transactions')[n % 2], **types)
+    with zipfile.ZipFile(tmp_path/'shop.zip', 'w') as z:
+        for path in made_of.iterdir(): z.write(path, f'hm/{path.name}')
+    for at in (made_of, tmp_path/'shop.zip'):
+        raw = read_hm(at)
+        for table in ('items', 'users', 'events'): pd.testing.assert_frame_equal(getattr(raw, table), getattr(plain, table))
+    assert set(made(tmp_path/'data', made_of).card['sha256']) == {p.name for p in made_of.iterdir()}
+    assert any(note.startswith('articles.parquet has 4 of the 105,542 rows') for note in raw.about['notes'])
+
+
+PARQUET_DAMAGE = [
+    ('transactions', lambda t: t.drop(columns='t_dat'), 'transactions.parquet: no column t_dat, only customer_id'),
+    ('transactions', lambda t: t.assign(t_dat='26/09/2018'), 'transactions.parquet: column t_dat: .*26/09/2018'),
+    ('transactions', lambda t: t.assign(customer_id=['', *t.customer_id[1:]]), 'column customer_id of transactions.parquet: 1 ids are missing, first in rows 1'),
+    ('transactions', lambda t: t.assign(article_id=[.5, *t.article_id[1:].astype(float)]), 'transactions.parquet: column article_id: .*truncated'),
+    ('transactions', lambda t: t.head(0), 'transactions.parquet: there is not one purchase'),
+    ('customers', lambda t: t.assign(age='forty'), 'customers.parquet: column age: .*forty'),
+    ('articles', b'PAR1 and no more', 'articles.parquet: .*the file is damaged or not what its name says'),
+]
+
+
+@pytest.mark.parametrize('file, spoil, said', PARQUET_DAMAGE)
+def test_damage_to_parquet_is_named(tmp_path, file, spoil, said):
+    path = as_parquet(shop(tmp_path/'shop', LOG), tmp_path/'parquet', 'transactions')/f'{file}.parquet'
+    if isinstance(spoil, bytes): path.write_bytes(spoil)
+    else: spoil(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(ValueError, match=said): read_hm(tmp_path/'parquet')
+
+
+def test_parquet_that_is_cut_short_is_named(tmp_path):
+    path = as_parquet(shop(tmp_path/'shop', LOG), tmp_path/'parquet')/'transactions_train.parquet'
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match='transactions_train.parquet: .*damaged'): read_hm(tmp_path/'parquet')
+
+
 def test_dates_out_of_order_are_put_in_order_and_said(tmp_path):
     straight = made(tmp_path/'a', shop(tmp_path/'shop', LOG))
     data = made(tmp_path/'b', shop(tmp_path/'shop', LOG[5:] + LOG[:5]))
@@ -345,6 +392,8 @@ def test_a_day_of_the_real_shop(real_data, tmp_path):
     if not (real_data/'hm_sample').is_dir(): pytest.skip('no sample of H&M at hand')
     for table, name in dict(articles='articles', customers='customers', transactions='transactions_train').items(): pd.read_parquet(real_data/'hm_sample'/f'{table}.parquet').to_csv(tmp_path/f'{name}.csv', index=False)
     data = Dataset.load(stage.small(tmp_path/'data', dataset='hm', dataset_path=str(tmp_path), on_duplicates='units', min_history=0, split_by='ratio'))
+    again = Dataset.load(stage.small(tmp_path/'again', dataset='hm', dataset_path=str(real_data/'hm_sample'), on_duplicates='units', min_history=0, split_by='ratio'))
+    for table in ('items', 'users', 'events'): pd.testing.assert_frame_equal(getattr(again, table), getattr(data, table))
     bought = pd.read_parquet(real_data/'hm_sample'/'transactions.parquet')
     assert (len(data.users), len(data.items), data.events.value.sum(), data.events.time.nunique()) == (2954, 4903, 10_000, 1)
     assert len(data.events) == len(bought.drop_duplicates(['customer_id', 'article_id'])) and data.card['unknown_users'] > 2800

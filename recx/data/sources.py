@@ -118,7 +118,7 @@ SOURCES = {
     'ml-latest-small': Source(('ml-latest-small', 'movielens_latest_small'), (('ratings.csv', 'movies.csv'),),
                               {'ratings.csv': 'aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646', 'movies.csv': '82530bd33278c62101d66156bb297b41a82f3d108aa108a0be99c9f3da2aa948'},
                               'https://files.grouplens.org/datasets/movielens/ml-latest-small.zip', '696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436'),
-    'hm': Source(('h-and-m-personalized-fashion-recommendations', 'hm', 'h_and_m'), (('articles.csv', 'customers.csv', 'transactions_train.csv'),), {},
+    'hm': Source(('h-and-m-personalized-fashion-recommendations', 'hm', 'h_and_m'), (('articles.csv', 'customers.csv', 'transactions_train.csv'), ('articles.parquet', 'customers.parquet', 'transactions_train.parquet')), {},
                  'https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations', '', 'h-and-m-personalized-fashion-recommendations'),
     'kkbox': Source(('kkbox-music-recommendation-challenge', 'kkbox', 'wsdm-cup-2018'), (('songs.csv', 'members.csv', 'train.csv', 'song_extra_info.csv'),), {},
                     'https://www.kaggle.com/competitions/kkbox-music-recommendation-challenge', '', 'kkbox-music-recommendation-challenge'),
