@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from recx.data import columns, sources, stage
+from recx.data.card import show
 from recx.data.aligned import ALIGNED, SIDES, column_of
 from recx.data.dataset import Dataset, Raw
 from recx.data.hm import HM_ROWS, read_hm
@@ -226,6 +227,28 @@ def test_strangers_are_counted_kept_dropped_or_refused(tmp_path):
     assert kept.user_ids.tolist() == ['c1', 'c2', 'c3', 'c9'] and dropped.user_ids.tolist() == ['c1', 'c2', 'c3']
     assert np.isnan(kept.users.age[3]) and len(kept.events) == len(dropped.events) + 2
     with pytest.raises(ValueError, match="on_unknown_users='error': 2 events name 1 users that are not in the user table, such as 'c9'"): made(tmp_path/'error', place, on_unresolved='drop', on_unknown_users='error')
+
+
+@pytest.mark.parametrize('catalogue', ['interacted', 'all'])
+def test_articles_that_no_table_knows_can_be_kept(tmp_path, catalogue):
+    place = shop(tmp_path/'shop', STRANGE + [(9, 'c9', '0999999002'), (9, 'c8', '0108775044')])
+    with pytest.raises(ValueError, match="on_unresolved='error': 2 events name 2 items .*complete the table, or set on_unresolved to 'drop' .*, or to 'keep'"): made(tmp_path/'error', place)
+    data, less = (made(tmp_path/rule, place, on_unresolved=rule, catalogue=catalogue) for rule in ('keep', 'drop'))
+    strange = ['0999999001', '0999999002']
+    assert data.items.item.tolist() == less.items.item.tolist() + strange and data.items.title.isna().tolist() == [False]*4 + [True]*2
+    assert (data.card['unknown_items'], data.card['kept_unknown_items'], less.card['kept_unknown_items']) == (2, 2, 0)
+    assert len(data.events) == len(less.events) + 2 and set(data.events.item) == set(less.events.item) | set(strange)
+    assert 'strangers  2 items of the log are in no table; 2 of them are kept, without a text' in show(data.card)
+    few = made(tmp_path/'few', place, on_unresolved='keep', catalogue=catalogue, on_unknown_users='drop', min_history=2)   # the rules behind it take them with their users
+    assert few.items.item.tolist() == less.items.item.tolist() and few.card['kept_unknown_items'] == 0
+
+
+def test_a_kept_article_has_a_text_to_encode_like_all_items_without_one(tmp_path):
+    from recx.extract.stage import PLACEHOLDERS, known_texts
+    from recx.text.flatten import flatten
+    data = made(tmp_path/'data', shop(tmp_path/'shop', STRANGE), on_unresolved='keep')
+    texts = flatten(data, dict(text_columns='', max_tokens=32, tokenizer='minilm'))
+    assert texts.text.tolist()[-1] == '' and known_texts(texts, data).text.tolist()[-1] == PLACEHOLDERS['item']
 
 
 def test_repeated_rows_are_asked_about_and_counted(tmp_path):

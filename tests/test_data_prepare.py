@@ -233,7 +233,7 @@ def test_strata_do_not_see_validation_and_test():
     (dict(dataset='ml-100'), "did you mean 'ml-100k'"), (dict(dataset='parquet:'), 'nothing behind the colon'), (dict(dataset='amazon-2018'), "dataset='amazon-2018'"), (dict(dataset_path='x'), 'the toy is generated'),
     (dict(dataset='amazon-2018:X', catalogue='all'), "catalogue='all'"), (dict(ties='files'), "did you mean 'file'"), (dict(split_by='random'), 'split_by'), (dict(max_history=2), 'max_history=2'), (dict(kcore=-1), 'kcore=-1'),
     (dict(kcore=2.5), 'declared as int'), (dict(min_value=float('nan')), 'min_value'), (dict(valid_share=.5, test_share=.5), 'valid_share . test_share'), (dict(test_share=0.), 'test_share'), (dict(on_duplicates='last'), 'on_duplicates'),
-    (dict(on_unresolved='keep'), 'on_unresolved'), (dict(toy_users=5), 'toy_users'), (dict(toy_items=5), 'toy_items'), (dict(toy_seed=-1), 'toy_seed')])
+    (dict(on_unresolved='ask'), 'on_unresolved'), (dict(toy_users=5), 'toy_users'), (dict(toy_items=5), 'toy_items'), (dict(toy_seed=-1), 'toy_seed')])
 def test_check_refuses(change, said):
     with pytest.raises(ValueError, match=said): stage.check(PARAMS | change)
 

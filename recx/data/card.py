@@ -62,7 +62,7 @@ def show(
              f"cold       {share(card['cold_test_share'], 'none')} of the test events are of items never seen in training",
              f"text       {', '.join(card['text_columns'])}"]
     lines += [f"held out   {card[f'held_{what}']:,} {what} are kept out of training altogether" for what in ('items', 'users') if card[f'held_{what}']]
-    lines += [f"strangers  {card[f'unknown_{what}']:,} {what} of the log are in no table" for what in ('users', 'items') if card[f'unknown_{what}']]
+    lines += [f"strangers  {card[f'unknown_{what}']:,} {what} of the log are in no table" + (f"; {card['kept_unknown_items']:,} of them are kept, without a text" if what == 'items' and card['kept_unknown_items'] else '') for what in ('users', 'items') if card[f'unknown_{what}']]
     lines += [f"dropped    {s['dropped']:,} events by {s['step']}" for s in card['steps'] if s['dropped']]
     lines += [f'note       {note}' for note in card['notes']]
     lines += [f"{label:10} {card[key]}" for label, key in (('licence', 'licence'), ('source', 'source'), ('cite', 'citation')) if card[key]]

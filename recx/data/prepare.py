@@ -8,9 +8,10 @@ __all__ = ['BITS', 'ON_DUPLICATES', 'ON_UNRESOLVED', 'ON_UNKNOWN_USERS', 'TIES',
            'resolved', 'described', 'core', 'nonempty_core', 'sequence_order', 'place_in_sequence', 'split_last',
            'split_ratio', 'split_time', 'split_week', 'split_random', 'refuse_split', 'split_events', 'once_a_week',
            'tied_users', 'drawn', 'unseen_items', 'unlearned_users', 'held_apart', 'filtered', 'user_table',
-           'strangers', 'refuse_order', 'ordered', 'table_of', 'prepare']
+           'completed', 'strangers', 'refuse_order', 'ordered', 'table_of', 'prepare']
 
 # %% ../../nbs/1_data/7_prepare.ipynb #8c0333ea
+from dataclasses import replace
 import numpy as np
 import pandas as pd
 from .dataset import SPLITS, Col, Dataset, Raw, id_column, positions, rows_said
@@ -88,7 +89,7 @@ def refuse_holes(
         if len(bad): raise ValueError(f'{name}: {len(bad)} events have no {column}, first in rows {rows_said(bad)} of the log; fill them in or remove these rows')
 
 # %% ../../nbs/1_data/7_prepare.ipynb #4a43f8ed
-ON_DUPLICATES, ON_UNRESOLVED, ON_UNKNOWN_USERS = ('error', 'first', 'keep', 'units'), ('error', 'drop'), ('keep', 'drop', 'error')
+ON_DUPLICATES, ON_UNRESOLVED, ON_UNKNOWN_USERS = ('error', 'first', 'keep', 'units'), ('error', 'drop', 'keep'), ('keep', 'drop', 'error')
 
 # %% ../../nbs/1_data/7_prepare.ipynb #5300d366
 def units(
@@ -121,13 +122,14 @@ def unrepeated(
 def resolved(
     events: pd.DataFrame,
     items: pd.DataFrame,
-    on_unresolved: str, # 'error', 'drop'
+    on_unresolved: str, # 'error', 'drop', 'keep'
 ) -> np.ndarray: # bool per event: stays
     "Decide on events whose item is not in the item table."
+    if on_unresolved == 'keep': return np.ones(len(events), bool)
     here = positions(items[Col.ITEM], events[Col.ITEM]) >= 0
     lost = events[Col.ITEM][~here]
     if on_unresolved == 'error' and len(lost):
-        raise ValueError(f"on_unresolved='error': {len(lost)} events name {lost.nunique()} items that are not in the item table, such as {', '.join(map(repr, lost.unique()[:3]))}; complete the table, or set on_unresolved='drop'")
+        raise ValueError(f"on_unresolved='error': {len(lost)} events name {lost.nunique()} items that are not in the item table, such as {', '.join(map(repr, lost.unique()[:3]))}; complete the table, or set on_unresolved to 'drop' to leave these events out, or to 'keep' to keep such items without a text")
     return here
 
 # %% ../../nbs/1_data/7_prepare.ipynb #d8eb6204
@@ -396,6 +398,17 @@ def user_table(
     known, others = users[np.bincount(at[at >= 0], minlength=len(users)) > 0], events[Col.USER][at < 0].unique()
     return pd.concat([known, pd.DataFrame({Col.USER: np.asarray(others, dtype=object)})], ignore_index=True) if len(others) else known.reset_index(drop=True)
 
+# %% ../../nbs/1_data/7_prepare.ipynb #438070f3
+def completed(
+    raw: Raw,
+    events: pd.DataFrame, # that stay
+) -> Raw: # with a row for each item of `events`
+    "Items that no table knows, behind those that one does, as they appear."
+    others = events[Col.ITEM][positions(raw.items[Col.ITEM], events[Col.ITEM]) < 0].unique()
+    if not len(others): return raw
+    rows = pd.DataFrame({Col.ITEM: pd.Series(np.asarray(others, dtype=object), dtype=raw.items[Col.ITEM].dtype)})
+    return replace(raw, items=pd.concat([raw.items, rows], ignore_index=True))
+
 # %% ../../nbs/1_data/7_prepare.ipynb #00ad3f42
 def strangers(
     raw: Raw,
@@ -464,6 +477,8 @@ def prepare(
     refuse_holes(raw)
     refuse_order(raw, params)
     events, steps = filtered(raw, params)
+    unknown, described_items = strangers(raw), len(raw.items)
+    if params['on_unresolved'] == 'keep': raw = completed(raw, events)
     users, kind = user_table(raw, events), raw.about['time_kind']
     log = ordered(raw, events, users, params, steps)
     there = np.bincount(log[Col.ITEM], minlength=len(raw.items)) > 0
@@ -475,5 +490,5 @@ def prepare(
     tied, both = tied_users(log[Col.USER], log[Col.TIME], log[Col.SPLIT])
     unordered = kind in ('position', 'none')
     card = dict(steps=steps, ties=params['ties'], tied_users=None if unordered else tied, tied_of=both, users_only_train=int(len(users) - len(np.unique(log[Col.USER][np.isin(log[Col.SPLIT], (1, 2))]))),
-                held_items=len(held_items), held_users=len(held_users), valid_test_tie_share=None if unordered or not both else round(tied/both, 6), baskets=params['split_by'] == 'week', **strangers(raw))
+                held_items=len(held_items), held_users=len(held_users), valid_test_tie_share=None if unordered or not both else round(tied/both, 6), baskets=params['split_by'] == 'week', **unknown, kept_unknown_items=int(there[described_items:].sum()))
     return Dataset(items.reset_index(drop=True), users, table_of(log, users, items, isinstance(raw.events[Col.USER].dtype, pd.CategoricalDtype)), card)

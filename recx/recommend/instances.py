@@ -12,8 +12,8 @@ import warnings
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
+from ..data.aligned import columns_asked
 from ..data.dataset import Col, Dataset
-from ..data.parameters import known
 
 # %% ../../nbs/5_recommend/1_clicks.ipynb #bc8c0a70
 CUSTOM = {'movielens': 3., 'ml-': 3., 'toy films': 3., 'amazon': 4., 'kkbox': .5, 'sim-music': .5} # how a data set's name begins → values above it are label 1
@@ -220,7 +220,7 @@ def field_columns(
     there = [[c for c in table.columns if c != own] for table, own in zip(tables, ids)]
     if click_fields != 'auto':
         asked = [c.strip() for c in click_fields.split(',') if c.strip()]
-        known(asked, there[0] + there[1], 'column in click_fields')
+        asked = columns_asked(asked, there[0] + there[1], dataset.card, 'click_fields')
         return tuple([c for c in columns if c in asked] for columns in there)
     def fit(column):
         if pd.api.types.is_numeric_dtype(column): return column.nunique() > 1

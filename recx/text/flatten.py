@@ -11,6 +11,7 @@ import html, re, unicodedata
 from functools import lru_cache
 import numpy as np
 import pandas as pd
+from ..data.aligned import columns_asked
 from ..data.dataset import Col
 from ..data.parameters import known
 from .texts import make_texts
@@ -69,15 +70,15 @@ FLATTEN_VERSION = 'flatten-1'
 # %% ../../nbs/2_text/3_flatten.ipynb #88eb05db
 def declared_columns(
     dataset, # recx.data.dataset.Dataset
-    text_columns: str, # comma list; '': those that the data set declares
+    text_columns: str, # comma list of columns, or of roles such as 'category' (`recx.data.aligned`); '': those that the data set declares
 ) -> list[str]: # columns of dataset.items
     "The columns to describe an item by; a `ValueError` where there are none, or no such."
-    columns = [c.strip() for c in text_columns.split(',') if c.strip()] or list(dataset.card.get('text_columns', []))
+    asked = [c.strip() for c in text_columns.split(',') if c.strip()] or list(dataset.card.get('text_columns', []))
     there = [c for c in dataset.items.columns if c != Col.ITEM]
-    if not columns: raise ValueError(f"text_columns='': data set {dataset.card.get('name', '')!r} declares no text columns; name some of: {', '.join(there) or '(it has none: no text, no vectors)'}")
+    if not asked: raise ValueError(f"text_columns='': data set {dataset.card.get('name', '')!r} declares no text columns; name some of: {', '.join(there) or '(it has none: no text, no vectors)'}")
+    columns = columns_asked(asked, there, dataset.card, 'text_columns')
     twice = [c for c in columns if columns.count(c) > 1]
     if twice: raise ValueError(f"text_columns={text_columns!r}: {twice[0]!r} is named twice; name each column once")
-    known(columns, there, 'column in text_columns')
     return columns
 
 # %% ../../nbs/2_text/3_flatten.ipynb #831c8be8
