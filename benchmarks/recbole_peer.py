@@ -8,12 +8,12 @@ import numpy as np
 
 
 class Peer:
-    "A RecBole model in its own process. `train()` and `valid()` give the seconds of one epoch, `scores(part)` what it thinks of each user's items."
+    "A RecBole model in its own process. `train()` and `valid()` give the seconds of one epoch, `scores(part)` what it thinks of each user's items, `probabilities(part)` what a click model thinks of each row."
     def __init__(self, folder, model, config):
         python = os.environ.get('RECX_RECBOLE', '')
         if not python: sys.exit('RECX_RECBOLE is not set: name the Python of an environment with recbole==1.2.1, numpy<2 and setuptools<70, and this benchmark sets recx beside it')
         (Path(folder)/'config.json').write_text(json.dumps(dict(model=model, config=config)))
-        self.process = subprocess.Popen([python, str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
+        self.process = subprocess.Popen([python, '-W', 'ignore', str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
         self.about = self.answer()
 
     def answer(self):
@@ -33,6 +33,11 @@ class Peer:
         "Users, items, and the scores (users, items)."
         made = np.load(self.ask('scores', part)['file'], allow_pickle=False)
         return made['users'], made['items'], made['scores']
+
+    def probabilities(self, part):
+        "The column `row` of each row, and the probability of a click."
+        made = np.load(self.ask('probabilities', part)['file'])
+        return made['rows'].astype(np.int64), made['said'].astype(np.float64)
 
     def close(self):
         self.process.stdin.close()
@@ -65,6 +70,21 @@ def ranks(scores, held):
     return 1 + (scores > own).sum(1) + ((scores == own).sum(1) - 1)/2
 
 
+def scores(model, data, loader):
+    "On the other side: what the model thinks of each user's items."
+    import torch
+    parts = [(batch[0]['user_id'], model.full_sort_predict(batch[0]).view(len(batch[0]), -1)) for batch in loader]
+    users, made = (torch.cat(column).numpy() for column in zip(*parts))
+    return dict(users=np.array(data.id2token('user_id', users), dtype=str), items=np.array(data.id2token('item_id', np.arange(1, data.item_num)), dtype=str), scores=made[:, 1:])
+
+
+def probabilities(model, data, loader):
+    "On the other side: what the model thinks of each row."
+    import torch
+    rows, said = (torch.cat(column).numpy() for column in zip(*[(batch[0]['row'], model.predict(batch[0])) for batch in loader]))
+    return dict(rows=rows, said=said)
+
+
 def serve(folder):
     "The other side: build the model, and do what is asked on standard input."
     import torch
@@ -94,12 +114,11 @@ def serve(folder):
         begun = time.perf_counter()
         if what == 'train': trainer._train_epoch(train, epoch); epoch += 1; say(seconds=time.perf_counter() - begun)
         if what == 'valid': trainer._valid_epoch(valid); say(seconds=time.perf_counter() - begun)
-        if what == 'scores':
+        if what in ('scores', 'probabilities'):
             model.eval()
-            with torch.no_grad(): parts = [(batch[0]['user_id'], model.full_sort_predict(batch[0]).view(len(batch[0]), -1)) for batch in dict(valid=valid, test=test)[more[0]]]
-            users, scores = (torch.cat(column).numpy() for column in zip(*parts))
+            with torch.no_grad(): made = dict(scores=scores, probabilities=probabilities)[what](model, data, dict(valid=valid, test=test)[more[0]])
             file = Path(folder)/f'{more[0]}.npz'
-            np.savez(file, users=np.array(data.id2token('user_id', users), dtype=str), items=np.array(data.id2token('item_id', np.arange(1, data.item_num)), dtype=str), scores=scores[:, 1:])
+            np.savez(file, **made)
             say(file=str(file))
 
 
