@@ -4,14 +4,14 @@
 
 A rating above 3 is a yes. RecBole is given the split as benchmark files (log.train.inter and so on), and the fields as recx's codes: user, age, gender, occupation, item, year, genres (several, averaged). `--split ratio` takes the last tenths of each user's events for validation and test, `--split time` the last tenths of the whole log. Same widths, dropout, batches and learning rate, Adam;
 both are trained, seed by seed, until AUC on validation has not risen for `--patience` epochs, and the best epoch is tested. RecBole's click models read no history, so that recx's are all empty (its networks still have the fields for one, of zeros); with `--history n` recx reads n liked items, which RecBole does not.
-What stays different: RecBole drops at the input of each hidden layer and recx at the output; RecBole's DCNv2 (in parallel, without the penalty on its cross matrices unless --reg is given) normalises batches in its hidden layers; its AutoInt projects before attention, has one residual around all layers and a first-order term; start values.
+What stays different: RecBole drops at the input of each hidden layer and recx at the output; RecBole's DCNv2 (in parallel, without the penalty on its cross matrices unless --reg is given) normalises batches in its hidden layers; its AutoInt projects before attention, has one residual around all layers and a first-order term; start values. It ends at once where RECX_RECBOLE is not set.
 """
 import argparse, statistics, tempfile, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from recbole_peer import Peer
+from recbole_peer import Peer, interpreter
 from recx.data import stage as data_stage
 from recx.data.dataset import Dataset
 from recx.data.parameters import declared
@@ -124,7 +124,7 @@ def compare(network, dataset, given, folder):
 
 
 def main():
-    given = arguments()
+    given, _ = arguments(), interpreter()   # it ends here where there is none
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as tmp:
         dataset = Dataset.load(data_stage.small(Path(tmp)/'data', dataset='ml-100k', split_by=given.split))

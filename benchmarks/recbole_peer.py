@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 
 
+def interpreter():
+    "The Python of RecBole's environment; ends the benchmark where none is named."
+    return os.environ.get('RECX_RECBOLE') or sys.exit('RECX_RECBOLE is not set: name the Python of an environment with recbole==1.2.1, numpy<2 and setuptools<70, and this benchmark sets recx beside it')
+
+
 class Peer:
     "A RecBole model in its own process. `train()` and `valid()` give the seconds of one epoch, `scores(part)` what it thinks of each user's items, `probabilities(part)` what a click model thinks of each row."
     def __init__(self, folder, model, config):
-        python = os.environ.get('RECX_RECBOLE', '')
-        if not python: sys.exit('RECX_RECBOLE is not set: name the Python of an environment with recbole==1.2.1, numpy<2 and setuptools<70, and this benchmark sets recx beside it')
         (Path(folder)/'config.json').write_text(json.dumps(dict(model=model, config=config)))
-        self.process = subprocess.Popen([python, '-W', 'ignore', str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
+        self.process = subprocess.Popen([interpreter(), '-W', 'ignore', str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
         self.about = self.answer()
 
     def answer(self):
