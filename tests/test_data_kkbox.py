@@ -86,6 +86,26 @@ def test_what_needs_an_order_is_refused(tmp_path, change, said):
     with pytest.raises(ValueError, match=said): made(tmp_path/'data', service(tmp_path/'kkbox'), **change)
 
 
+@pytest.mark.parametrize('dataset, change, said', [
+    *((d, c, s) for d in ('kkbox', 'sim-music') for c, s in [(dict(ties='shuffle'), "ties='shuffle': .* neither a time nor an order"), (dict(max_history=5), 'max_history=5: .* neither a time'), (dict(on_duplicates='units'), "on_duplicates='units': the events of .* have values of their own")]),
+    ('xrec:yelp', dict(max_history=5), 'max_history=5: xrec has neither a time'), ('hm', dict(min_value=1.), 'min_value=1.0: hm has no values'), ('sim-fashion', dict(min_value=1.), 'min_value=1.0: sim-fashion has no values'), ('toy', dict(on_duplicates='units'), "on_duplicates='units': the events of toy")])
+def test_what_does_not_go_with_a_known_log_is_refused_before_anything_is_read(dataset, change, said):
+    known = PARAMS | dict(dataset=dataset, split_by='random' if dataset in ('kkbox', 'sim-music', 'xrec:yelp') else 'leave-one-out')
+    stage.check(known)
+    with pytest.raises(ValueError, match=said): stage.check(known | change)
+
+
+@pytest.mark.parametrize('wishes', [*(dict(backbone=b) for b in ('sasrec', 'gru4rec', 'bert4rec', 'last-item', 'din', 'dien')), dict(backbone='prm', first_stage='sasrec'), dict(backbone='sasrec', fusion='late', late_of='add')])
+def test_what_reads_an_order_is_refused_before_a_text_is_written(wishes, monkeypatch):
+    from recx.run import stages
+    made, real = [], stages.make_node
+    monkeypatch.setattr(stages, 'make_node', lambda stage, *a: made.append(stage) or real(stage, *a))
+    one = dict(dataset='sim-music', split_by='random', fusion='concat', adapter='linear')
+    with pytest.raises(ValueError, match='reads events in their order, and sim-music has no event times'): stages.chain(one | wishes)
+    assert set(made) == {'data'}
+    assert stages.chain(one | dict(backbone='mf')).stage == 'recommend'
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=10, max_size=80, unique=True), st.integers(0, 9), st.booleans())
 def test_the_lot_keeps_every_event_once_and_sides_in_order(rows, seed, coded):

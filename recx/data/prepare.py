@@ -8,7 +8,7 @@ __all__ = ['BITS', 'ON_DUPLICATES', 'ON_UNRESOLVED', 'ON_UNKNOWN_USERS', 'TIES',
            'resolved', 'described', 'core', 'nonempty_core', 'sequence_order', 'place_in_sequence', 'split_last',
            'split_ratio', 'split_time', 'split_week', 'split_random', 'refuse_split', 'split_events', 'once_a_week',
            'tied_users', 'drawn', 'unseen_items', 'unlearned_users', 'held_apart', 'filtered', 'user_table',
-           'completed', 'strangers', 'refuse_order', 'ordered', 'table_of', 'prepare']
+           'completed', 'strangers', 'refuse_order', 'refuse_values', 'ordered', 'table_of', 'prepare']
 
 # %% ../../nbs/1_data/7_prepare.ipynb #8c0333ea
 from dataclasses import replace
@@ -370,11 +370,8 @@ def filtered(
         steps.append(dict(step=step, dropped=int(len(mask) - mask.sum()), events=int(mask.sum())))
         if not mask.all(): events = events[mask]
         if not len(events): raise ValueError(f"{step}: no event is left of {len(mask)}; loosen this parameter")
-    if params['min_value'] > 0:
-        if not raw.about['has_values']: raise ValueError(f"min_value={params['min_value']}: {raw.about['name']} has no values to compare with; use min_value=0")
-        keep(f"min_value={params['min_value']:g}", events[Col.VALUE].to_numpy() >= params['min_value'])
+    if params['min_value'] > 0: keep(f"min_value={params['min_value']:g}", events[Col.VALUE].to_numpy() >= params['min_value'])
     if params['on_duplicates'] == 'units':
-        if raw.about['has_values']: raise ValueError(f"on_duplicates='units': the events of {raw.about['name']} have values of their own, which a number of units would replace; use on_duplicates='first'")
         once, total = units(events)
         events = events.assign(**{Col.VALUE: total})
     keep(f"on_duplicates={params['on_duplicates']}", once if params['on_duplicates'] == 'units' else unrepeated(events, params['on_duplicates']))
@@ -422,14 +419,23 @@ def strangers(
 
 # %% ../../nbs/1_data/7_prepare.ipynb #86b87ca8
 def refuse_order(
-    raw: Raw,
+    name: str, # of the data set, for the error
+    kind: str, # of time: 'seconds', 'relative', 'position', 'none'
     params: dict, # split_by, ties, max_history
 ) -> None:
     "Refuse parameters that need an order which the source does not have."
-    name, kind = raw.about['name'], raw.about['time_kind']
     refuse_split(params['split_by'], kind)
     if params['ties'] == 'shuffle' and kind in ('position', 'none'): raise ValueError(f"ties='shuffle': {name} has {CLOCK[kind]}, so it cannot be known which events tie; use ties='file'")
     if params['max_history'] and kind == 'none': raise ValueError(f"max_history={params['max_history']}: {name} has {CLOCK[kind]}, so no event of a user is the last; use max_history=0")
+
+def refuse_values(
+    name: str, # of the data set, for the error
+    has_values: bool, # of the source: ratings, or yes and no
+    params: dict, # min_value, on_duplicates
+) -> None:
+    "Refuse parameters that compare values which the source does not have, or count over those that it has."
+    if params['min_value'] > 0 and not has_values: raise ValueError(f"min_value={params['min_value']}: {name} has no values to compare with; use min_value=0")
+    if params['on_duplicates'] == 'units' and has_values: raise ValueError(f"on_duplicates='units': the events of {name} have values of their own, which a number of units would replace; use on_duplicates='first'")
 
 # %% ../../nbs/1_data/7_prepare.ipynb #b68820af
 def ordered(
@@ -475,7 +481,8 @@ def prepare(
 ) -> Dataset: # its card holds `steps`, the tie rule and what followed from it
     "Filter, sort and split a raw log."
     refuse_holes(raw)
-    refuse_order(raw, params)
+    refuse_order(raw.about['name'], raw.about['time_kind'], params)
+    refuse_values(raw.about['name'], raw.about['has_values'], params)
     events, steps = filtered(raw, params)
     unknown, described_items = strangers(raw), len(raw.items)
     if params['on_unresolved'] == 'keep': raw = completed(raw, events)

@@ -7,8 +7,9 @@ __all__ = ['dataset', 'dataset_path', 'min_value', 'kcore', 'min_history', 'max_
            'split_seed', 'cold_items', 'cold_users', 'cold_seed', 'ties', 'ties_seed', 'catalogue', 'on_duplicates',
            'on_unresolved', 'on_unknown_users', 'item_level', 'toy_users', 'toy_items', 'toy_seed', 'sim_users',
            'sim_items', 'sim_events', 'sim_l1', 'sim_l2', 'sim_l3', 'sim_text', 'sim_text_noise', 'sim_segments',
-           'sim_popularity', 'sim_seed', 'inputs', 'out', 'READERS', 'FOLDERS', 'SPELLED', 'SIMULATED', 'TWIN', 'named',
-           'locate', 'check', 'refuse_part', 'read', 'keep_planted', 'twin', 'external', 'run', 'small']
+           'sim_popularity', 'sim_seed', 'inputs', 'out', 'READERS', 'FOLDERS', 'SPELLED', 'SIMULATED', 'LOG', 'RATED',
+           'TWIN', 'named', 'locate', 'check', 'refuse_part', 'read', 'keep_planted', 'twin', 'external', 'run',
+           'small']
 
 # %% ../../nbs/1_data/0_stage.ipynb #36e9d458
 import shutil, tempfile
@@ -20,7 +21,7 @@ from .hm import HM_ROWS, ITEM_LEVEL, hm_files, read_hm
 from .kkbox import KKBOX_ROWS, kkbox_files, read_kkbox
 from .movielens import movielens_files, read_movielens
 from .parameters import declared, one_of, smoke, typed_all, within
-from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNKNOWN_USERS, ON_UNRESOLVED, SPLIT_BY, TIES, prepare, refuse_split
+from .prepare import CATALOGUE, ON_DUPLICATES, ON_UNKNOWN_USERS, ON_UNRESOLVED, SPLIT_BY, TIES, prepare, refuse_order, refuse_values
 from .recbole import read_recbole, recbole_files
 from .sources import beneath, fetch, opened, resolve, search, sha256
 from .tables import read_tables, tables_files
@@ -109,6 +110,8 @@ def locate(
     raise FileNotFoundError(f"dataset={params['dataset']!r}: {' and '.join(f'{m}.gz' for m in members)} not found in data/raw, in the folder of RECX_DATA or in shared/data; put them there, or name their folder by dataset_path")
 
 # %% ../../nbs/1_data/0_stage.ipynb #c0d5132c
+LOG = {'kkbox': ('none', True), 'sim-music': ('none', True), 'xrec': ('none', False), 'hm': ('seconds', False), 'sim-fashion': ('seconds', False), 'recbole': (), 'parquet': ()} # kind → kind of time, whether events have values; (): as the files have it
+RATED = ('seconds', True) # all others
 TWIN = ('users', 'items', 'events', 'l1', 'l2', 'l3', 'text', 'text_noise', 'segments', 'popularity', 'seed') # parameters sim_…
 
 def check(
@@ -119,7 +122,9 @@ def check(
     kind, _ = named(params['dataset'], params['dataset_path'])
     if params['catalogue'] == 'all' and kind.startswith('amazon'): raise ValueError("catalogue='all': the metadata of Amazon hold millions of products that nobody in the log has reviewed, and are read for the reviewed ones alone; use catalogue='interacted'")
     for name, options in dict(split_by=SPLIT_BY, ties=TIES, catalogue=CATALOGUE, on_duplicates=ON_DUPLICATES, on_unresolved=ON_UNRESOLVED, on_unknown_users=ON_UNKNOWN_USERS, item_level=ITEM_LEVEL).items(): one_of(name, params[name], options)
-    if kind not in ('recbole', 'parquet'): refuse_split(params['split_by'], 'none' if kind in ('kkbox', 'sim-music', 'xrec') else 'seconds')
+    if log := LOG.get(kind, RATED):
+        refuse_order(kind, log[0], params)
+        refuse_values(kind, log[1], params)
     if params['item_level'] != 'article' and kind not in ('hm', 'sim-fashion'): raise ValueError(f"item_level={params['item_level']!r}: only hm and sim-fashion have articles of products, {kind} has not; leave item_level='article'")
     for name in ('min_value', 'kcore', 'min_history', 'max_history', 'ties_seed', 'toy_seed', 'cold_seed', 'split_seed', 'sim_seed'): within(name, params[name], 0)
     if params['max_history']: within('max_history', params['max_history'], 3, why='since a user needs an event each to train, validate and test on; 0 keeps all')
