@@ -349,7 +349,28 @@ def test_the_kaggle_client_is_asked_file_by_file(tmp_path, monkeypatch):
         with zipfile.ZipFile(tmp_path/'served'/f'{name}.zip', 'w') as z: z.writestr(name, f'{name}\n')
     monkeypatch.setenv('PATH', kaggle(tmp_path, f'cp "{tmp_path}/served/$6.zip" "$8/"'))
     place = sources.fetch('hm')
-    assert place == tmp_path/'root'/'data'/'raw'/'hm' and sorted(p.name for p in place.iterdir()) == sorted(HM_ROWS)
+    assert place == tmp_path/'root'/'data'/'raw'/'hm' and sorted(p.name for p in place.iterdir()) == sorted([*HM_ROWS, sources.SUMS])
+
+
+@pytest.mark.parametrize('later', [False, True])
+@pytest.mark.parametrize('text, said', [('articles.csv', '12 bytes, and not 13'), ('Articles.csv\n', 'another checksum than as fetched')])
+def test_what_was_fetched_is_known_again(tmp_path, monkeypatch, text, said, later):
+    monkeypatch.setenv('RECX_HOME', str(tmp_path/'root'))
+    monkeypatch.delenv('RECX_DATA', raising=False)
+    (tmp_path/'served').mkdir()
+    for name in HM_ROWS: (tmp_path/'served'/name).write_text(f'{name}\n')
+    monkeypatch.setenv('PATH', kaggle(tmp_path, f'cp "{tmp_path}/served/$6" "$8/"'))
+    place = sources.fetch('hm')
+    assert len((place/sources.SUMS).read_text().splitlines()) == 3 and sources.fetch('hm') == place
+    summed = []
+    monkeypatch.setattr(sources, 'sha256', lambda path, real=sources.sha256: summed.append(path.name) or real(path))
+    sources.fetch('hm')
+    assert not summed   # sizes alone, where nothing was written since
+    os.utime(place/'customers.csv', (2e9, 2e9))
+    if later: sources.fetch('hm'); assert summed == ['customers.csv']
+    (place/'articles.csv').write_text(text)
+    os.utime(place/'articles.csv', (2e9, 2e9))
+    with pytest.raises(ValueError, match=f'hm: articles.csv in .* has {said}.*delete the folder'): sources.fetch('hm')
 
 
 @pytest.mark.parametrize('body, said', [('printf "PK, cut" > "$8/$6.zip"', 'articles.csv.zip cannot be unpacked'), ('echo "403 - Forbidden" >&2; exit 1', '403 - Forbidden'), ('exit 0', 'did not come out of its package')])

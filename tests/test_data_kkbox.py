@@ -196,7 +196,7 @@ def test_7z_files_from_the_client_are_unpacked(tmp_path, monkeypatch):
     (programs/'7z').write_text('#!/bin/sh\ncp "$3" "$(basename "$3" .7z)"\n')
     for program in programs.iterdir(): program.chmod(0o755)
     monkeypatch.setenv('PATH', str(programs) + os.pathsep + os.environ['PATH'])
-    assert sorted(p.name for p in sources.fetch('kkbox').iterdir()) == sorted(KKBOX_FILES)
+    assert sorted(p.name for p in sources.fetch('kkbox').iterdir()) == sorted([*KKBOX_FILES, sources.SUMS])
     assert (sources.home()/'data'/'raw'/'kkbox'/'train.csv').read_text() == (place/'train.csv').read_text()
 
 
