@@ -29,14 +29,14 @@ class Deep(nn.Module):
     def __init__(self,
         n_in: int, # coordinates
         hidden: tuple, # width of each hidden layer
-        rate: float = 0., # dropout after each
+        rate: float = 0., # dropout before each of them, the fields included
     ):
         super().__init__()
         self.rate = rate
         self.layers, self.out = nn.ModuleList(layer(a, b) for a, b in zip((n_in, *hidden), hidden)), layer((n_in, *hidden)[-1], 1)
 
     def forward(self, x, rng=None): # (n, n_in) → (n,)
-        for inner in self.layers: x = dropout(torch.relu(inner(x)), self.rate, rng)
+        for inner in self.layers: x = torch.relu(inner(dropout(x, self.rate, rng)))
         return self.out(x)[:, 0]
 
 # %% ../../nbs/5_recommend/5_factorise.ipynb #08f95395
