@@ -171,3 +171,37 @@ def test_a_report_names_no_folder_of_the_machine(store, tmp_path):
         if path.suffix in ('.html', '.json', '.svg'):
             text = path.read_text()
             assert str(tmp_path) not in text and str(Path.home()) not in text, path.name
+
+
+def declared_by(name, **given):
+    "The study of a study notebook under `given`, without running it."
+    cells, space = [c.source for c in nbformat.read(study_notebook(name), 4).cells if c.cell_type == 'code'], {}
+    exec(cells[0], space)
+    space |= given
+    for source in cells[1:3]: exec(source, space)
+    return space['study']
+
+
+def test_kar_takes_one_thing_away_at_a_time(store):
+    kar = declared_by('kar', networks='fm')
+    changes = {way: Run(kar).arms[f'FM + {way}'].node({}, 0).params for way in ('MLP', 'mean', 'MoE', 'HEA', 'HEA, last ReLU')}
+    apart = lambda a, b: {k: (v, changes[b][k]) for k, v in changes[a].items() if v != changes[b][k]}
+    assert apart('HEA, last ReLU', 'HEA') == dict(final_relu=(True, False))
+    assert apart('mean', 'MLP') == dict(adapter_hidden=(7*128, 128))
+    assert changes['MoE']['adapter_hidden']*changes['MoE']['experts'] == changes['HEA']['adapter_hidden']*(changes['HEA']['shared_experts'] + changes['HEA']['own_experts']) == changes['mean']['adapter_hidden']
+    assert kar.simple == ('rates',) and set(kar.family) == {(arm, 'FM') for arm in kar.arms if arm != 'FM'}
+
+
+def test_individual_and_collective_knowledge_meet_in_one_report(store, tmp_path):
+    "All items have a text of their own out of the file, but in the arm that shares them."
+    (tmp_path/'told.csv').write_text('id,text\nf0000,"A comedy"\n')
+    wishes = dict(import_path=str(tmp_path/'told.csv'), import_columns=dict(id='id', text='text'))
+    kar = declared_by('kar', networks='fm', collective=True)
+    texts = {}
+    for name, arm in Run(kar, overrides=wishes).arms.items():
+        for n in arm.node({}, 0).upstream():
+            if n.stage == 'text': texts[name] = [n.params[p] for p in ('describe', 'cluster_share', 'import_path')]
+    shared = texts.pop('FM + HEA, shared texts')
+    assert shared == ['collective', .1, wishes['import_path']] and len(texts) == 8 and all(said == ['collective', 1., wishes['import_path']] for said in texts.values())
+    assert ('FM + HEA, shared texts', 'FM') in kar.family and kar.own == dict(networks='fm', collective=True)
+    with pytest.raises(ValueError, match='describe: this study varies it'): Run(kar, overrides=dict(describe='flatten'))
