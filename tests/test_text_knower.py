@@ -58,6 +58,22 @@ def test_each_tier_is_right_as_often_as_asked_and_as_sure_as_it_may_be(shop):
             error = reliability(sure, right)[1]
             assert error < .05 if not hidden else error > .3*(1 - share)
 
+@pytest.mark.parametrize('make, read', [(make_fashion, lambda f: pd.read_csv(f/'articles.csv', dtype=str).rename(columns=dict(article_id='item'))),
+                                        (make_music, lambda f: pd.read_csv(f/'songs.csv', dtype=str).merge(pd.read_csv(f/'song_extra_info.csv', dtype=str)).rename(columns=dict(song_id='item')))])
+@pytest.mark.parametrize('share', [0., .5])
+def test_it_knows_no_more_than_the_items_show(tmp_path, make, read, share):
+    folder = make(tmp_path/'twin', items=400, events=16_000, text=share)
+    things, planted = read(folder), pd.read_parquet(folder/'planted'/'items.parquet')
+    data = SimpleNamespace(items=things, card=dict(name='twin', text_columns=['detail_desc', 'prod_name'] if 'detail_desc' in things else ['name', 'artist_name', 'isrc']))
+    knower, true = knower_of(data, planted, accuracy=dict(mid=1.)), planted.set_index('item')
+    names = [name for name in knower.truth if true[name].nunique() > 3]
+    assert len(names) >= 7 and not [name for name in knower.truth if name.startswith('shown_')]
+    for rows, legible in ((true[~true.legible], False), (true[true.legible], True)):
+        if not len(rows): continue
+        right = pd.Series({name: np.mean([knower.say('mid', i, name)[0] == rows.at[i, name] for i in rows.index]) for name in names})
+        assert (right == 1).all() if legible else right.mean() < .25 and right.max() < .4
+
+
 def test_a_hard_question_is_hard_for_every_tier():
     assert all(chance_of(a, 0.) == pytest.approx(min(1., 2*a)) and chance_of(a, .2) > chance_of(a, .9) for a in (.2, .5, .8))
 

@@ -312,8 +312,9 @@ def keep_truth(
     more: dict | None = None, # further columns of the items
 ) -> None:
     "Write what is known of a twin."
+    shown = {f'shown_{t.name}': np.array(t.labels, dtype=object)[twin.shown[t.name]] for t in twin.traits}
     labels = {t.name: dict(layer=t.layer, labels=t.labels, moves=t.moves, of=list(t.of)) for t in twin.traits}
-    write_planted(folder, item_ids, twin.true, twin.traits, twin.at, dict(popularity=twin.popularity, legible=twin.legible) | (more or {}), user_ids, twin.people, dict(banner='simulated', parameters=twin.parameters, oracle=oracle, traits=labels))
+    write_planted(folder, item_ids, twin.true, twin.traits, twin.at, dict(popularity=twin.popularity, legible=twin.legible) | shown | (more or {}), user_ids, twin.people, dict(banner='simulated', parameters=twin.parameters, oracle=oracle, traits=labels))
 
 # %% ../../nbs/1_data/6_twins.ipynb #1c1f7329
 def make_fashion(

@@ -41,7 +41,7 @@ def chance_of(
 class Knower:
     "Answers of a model that knows a planted world."
     items: dict # text as it stands in a question → item
-    truth: pd.DataFrame # item → attributes, as columns
+    truth: pd.DataFrame # item → attributes that it shows, as columns
     accuracy: dict = field(default_factory=lambda: dict(ACCURACY)) # tier → share of right answers
     overconfidence: float = 0. # share of its doubt that a model keeps to itself; 0: calibrated, 1: always sure
     seed: int = 0
@@ -75,8 +75,7 @@ def knower_of(
     "The knower of a twin."
     texts = flatten_items(dataset.items, declared_columns(dataset, text_columns))
     ids = dict(zip((fence(head(t, MOST_CHARACTERS)) for t in reversed(texts)), reversed(list(dataset.items[Col.ITEM])))) # of two that read alike the first
-    truth = planted.set_index('item')
-    truth = truth[[name for name in truth if pd.api.types.is_string_dtype(truth[name])]]
+    truth = planted.set_index('item').filter(regex='^shown_').rename(columns=lambda name: name.removeprefix('shown_'))
     if not truth.index.isin(list(ids.values())).any(): raise ValueError('planted: not one of its items is in the data set; give the truth of this very twin')
     return Knower(ids, truth, **settings)
 
