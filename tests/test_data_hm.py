@@ -94,6 +94,16 @@ def test_plain_zip_and_gz_with_marks_and_other_line_ends_are_the_same_data(tmp_p
         assert again.events.equals(raw.events) and again.items.equals(raw.items) and again.users.equals(raw.users)
 
 
+@pytest.mark.parametrize('quoted', [False, True])
+@pytest.mark.parametrize('name', HM_ROWS)
+def test_a_byte_order_mark_in_a_plain_file_is_no_part_of_a_name(tmp_path, name, quoted):
+    raw, path = read_hm(shop(tmp_path/'shop', LOG)), tmp_path/'shop'/name
+    first, rest = path.read_text().split('\n', 1)
+    path.write_text('\ufeff' + (','.join(f'"{c}"' for c in first.split(',')) if quoted else first) + '\n' + rest, encoding='utf-8')
+    again = read_hm(tmp_path/'shop')
+    for table in ('items', 'users', 'events'): pd.testing.assert_frame_equal(getattr(again, table), getattr(raw, table))
+
+
 def as_parquet(place, folder, log='transactions_train', **types):
     "The tables of a shop as pandas would write them, with some columns of other types."
     folder.mkdir()

@@ -168,6 +168,14 @@ def test_members_whom_no_table_knows(tmp_path):
     assert 'mX=' not in made(tmp_path/'less', tmp_path/'kkbox', on_unknown_users='drop').user_ids
 
 
+@pytest.mark.parametrize('name', KKBOX_FILES)
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, name):
+    raw, path = read_kkbox(service(tmp_path/'kkbox')), tmp_path/'kkbox'/name
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    again = read_kkbox(tmp_path/'kkbox')
+    for table in ('items', 'users', 'events'): pd.testing.assert_frame_equal(getattr(again, table), getattr(raw, table))
+
+
 def test_packed_files_are_told_to_be_unpacked(tmp_path):
     (service(tmp_path/'kkbox')/'train.csv').rename(tmp_path/'kkbox'/'train.csv.7z')
     with pytest.raises(FileNotFoundError, match='kkbox: train.csv in kkbox is still packed; unpack the .7z files'): made(tmp_path/'data', tmp_path/'kkbox')
