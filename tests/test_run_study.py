@@ -184,9 +184,9 @@ def declared_by(name, **given):
 
 def test_kar_takes_one_thing_away_at_a_time(store):
     kar = declared_by('kar', networks='fm')
-    changes = {way: Run(kar).arms[f'FM + {way}'].node({}, 0).params for way in ('MLP', 'mean', 'MoE', 'HEA', 'HEA, last ReLU')}
+    changes = {way: Run(kar).arms[f'FM + {way}'].node({}, 0).params for way in ('MLP', 'mean', 'MoE', 'HEA', 'HEA ReLU')}
     apart = lambda a, b: {k: (v, changes[b][k]) for k, v in changes[a].items() if v != changes[b][k]}
-    assert apart('HEA, last ReLU', 'HEA') == dict(final_relu=(True, False))
+    assert apart('HEA ReLU', 'HEA') == dict(final_relu=(True, False))
     assert apart('mean', 'MLP') == dict(adapter_hidden=(7*128, 128))
     assert changes['MoE']['adapter_hidden']*changes['MoE']['experts'] == changes['HEA']['adapter_hidden']*(changes['HEA']['shared_experts'] + changes['HEA']['own_experts']) == changes['mean']['adapter_hidden']
     assert kar.simple == ('rates',) and set(kar.family) == {(arm, 'FM') for arm in kar.arms if arm != 'FM'}
@@ -201,7 +201,7 @@ def test_individual_and_collective_knowledge_meet_in_one_report(store, tmp_path)
     for name, arm in Run(kar, overrides=wishes).arms.items():
         for n in arm.node({}, 0).upstream():
             if n.stage == 'text': texts[name] = [n.params[p] for p in ('describe', 'cluster_share', 'import_path')]
-    shared = texts.pop('FM + HEA, shared texts')
+    shared = texts.pop('FM + HEA shared')
     assert shared == ['collective', .1, wishes['import_path']] and len(texts) == 8 and all(said == ['collective', 1., wishes['import_path']] for said in texts.values())
-    assert ('FM + HEA, shared texts', 'FM') in kar.family and kar.own == dict(networks='fm', collective=True)
+    assert ('FM + HEA shared', 'FM') in kar.family and kar.own == dict(networks='fm', collective=True)
     with pytest.raises(ValueError, match='describe: this study varies it'): Run(kar, overrides=dict(describe='flatten'))
