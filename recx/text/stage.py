@@ -31,7 +31,7 @@ from .tokens import model_digest, model_folder
 # %% ../../nbs/2_text/0_stage.ipynb #265f18ee
 describe: str = 'flatten'  # who writes the items' texts: flatten, template, zeroshot, zeroshot_layers, imported, keywords, summary, expansion, profile, layers, facts, facts_plain, collective
 describe_users: str = ''  # who writes the users': template, imported, profile, attributes, reasoning, reasoning_plain, collective; empty: nobody
-text_columns: str = ''  # item columns to describe, comma list, in the order of the text; empty: those that the data set declares
+text_columns: str = ''  # item columns to describe, or roles such as title,category,maker, comma list, in the order of the text; empty: those that the data set declares
 max_tokens: int = 128  # longest text in tokens, the special ones included; what follows is cut and counted
 tokenizer: str = 'minilm'  # whose tokens are counted: minilm, a model folder, or a hub id
 domain: str = 'auto'  # whose vocabulary: fashion, music, film, product, and books for knowledge; auto: by the data set's name and columns
