@@ -95,7 +95,7 @@ def test_what_does_not_go_with_a_known_log_is_refused_before_anything_is_read(da
     with pytest.raises(ValueError, match=said): stage.check(known | change)
 
 
-@pytest.mark.parametrize('wishes', [*(dict(backbone=b) for b in ('sasrec', 'gru4rec', 'bert4rec', 'last-item', 'din', 'dien')), dict(backbone='prm', first_stage='sasrec'), dict(backbone='sasrec', fusion='late', late_of='add')])
+@pytest.mark.parametrize('wishes', [*(dict(backbone=b) for b in ('sasrec', 'gru4rec', 'bert4rec', 'din', 'dien')), dict(backbone='last-item', fusion='id'), dict(backbone='prm', first_stage='sasrec', hold_back=1), dict(backbone='sasrec', fusion='late', late_of='add')])
 def test_what_reads_an_order_is_refused_before_a_text_is_written(wishes, monkeypatch):
     from recx.run import stages
     made, real = [], stages.make_node

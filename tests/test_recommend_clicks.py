@@ -482,7 +482,7 @@ def test_the_stage_writes_and_reads_click_models(tmp_path, backbone, fusion, use
 
 def test_the_stage_names_the_ways_in_that_a_click_model_has():
     params = declared(vars(stage)) | dict(backbone='fibinet')
-    with pytest.raises(ValueError, match="fusion='align-con'.*id, concat, replace"): stage.check(params | dict(fusion='align-con'))
+    with pytest.raises(ValueError, match="fusion='align-con'.*fusion=id, fusion=concat, fusion=replace"): stage.check(params | dict(fusion='align-con'))
 
 
 # data sets

@@ -45,7 +45,8 @@ def log(values=True):
     user, item = np.array(rows).T
     value = np.where(item % 2 == user % 2, rng.integers(2, 6, len(user)), rng.integers(1, 4, len(user))).astype(float) if values else 1.
     events = pd.DataFrame(dict(user=[f'u{u:02}' for u in user], item=[f'i{i:02}' for i in item], time=np.tile(np.arange(LENGTH), USERS), value=value, split=np.tile(['train']*(LENGTH - 4) + ['valid']*2 + ['test']*2, USERS)))
-    return Dataset(pd.DataFrame(dict(item=[f'i{i:02}' for i in range(ITEMS)], colour=np.array(['red', 'blue'])[np.arange(ITEMS)//2 % 2])), pd.DataFrame(dict(user=[f'u{u:02}' for u in range(USERS)])), events, dict(name='ml-board', has_values=values))
+    there = np.arange(ITEMS if values else 2*ITEMS)   # more than anybody has met, so that noes can be drawn in every part
+    return Dataset(pd.DataFrame(dict(item=[f'i{i:02}' for i in there], colour=np.array(['red', 'blue'])[there//2 % 2])), pd.DataFrame(dict(user=[f'u{u:02}' for u in range(USERS)])), events, dict(name='ml-board', has_values=values))
 
 
 @pytest.fixture(scope='module')
