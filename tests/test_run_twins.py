@@ -107,7 +107,7 @@ def test_one_domain_and_two_backbones_stand_side_by_side(store, tmp_path):
     executed('twins', domains='toy', backbones='mf,lightgcn', jobs=1, seeds=1, overrides=TINY | dict(toy_users=60, toy_items=40), report=str(tmp_path/'report'))
     table = pd.read_parquet(tmp_path/'report'/'twins.parquet')
     assert set(table.backbone) == {'MF', 'LightGCN'} and not table.arm.str.contains('transferred').any()
-    assert {'L1', 'L1+L2', 'L1+L2+L3', 'cross-attention', 'layer-MoE', 'best, shuffled'} <= set(table.arm)
+    assert {'L1', 'L1+L2', 'L1+L2+L3', 'L1, attended', 'L1+L2+L3, attended', 'layer-MoE', 'best, shuffled'} <= set(table.arm)
     assert sorted(p.name for p in (tmp_path/'report').iterdir()) == ['toy--lightgcn', 'toy--mf', 'twins.parquet', 'twins.png', 'twins.svg']
 
 
