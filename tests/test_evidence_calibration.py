@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from recx.evidence.calibration import Spread, below, calibrated, foretold, p_values, parts_of, ranked_worlds, recovery, share_of, stated_for
+from recx.evidence.calibration import Spread, below, calibrated, foretold, kept_by, p_values, parts_of, ranked_worlds, recovery, share_of, stated_for, tier_maps
 from recx.evidence.tests import crossed_t, noncentrality, paired_t, power_of
 
 
@@ -118,6 +118,50 @@ def test_calibrated_confidence_claims_what_is_true():
         assert stated[1500:][kept].mean() > right[1500:][kept].mean()
     for wrong in (([], []), ([.5], [1]), ([.5, .6], [1])):
         with pytest.raises(ValueError, match='stated'): calibrated(*wrong)
+
+
+def asked_tiers(questions, seed=0):
+    "Three tiers that are right in 70, 85 and 95 % of their answers and keep seven tenths of their doubt to themselves."
+    rng = np.random.default_rng(seed)
+    chance = 1 - 2*(1 - np.array([[.7], [.85], [.95]]))*rng.random(questions)
+    return 1 - .3*(1 - chance), rng.random(chance.shape) < chance
+
+
+@pytest.mark.parametrize('threshold', [.5, .7, .8])
+def test_what_is_claimed_of_an_escalation_is_true_if_every_tier_was_asked_for_the_whole_pilot(threshold):
+    "Over twenty pilots. Learnt from what a climb leaves with each tier, which is what it was sure of, the claim is too high at any of these thresholds."
+    off = dict(whole=[], left=[])
+    for seed in range(20):
+        stated, right = asked_tiers(4000, seed)
+        pilot, others = np.s_[:, :400], np.s_[:, 400:]
+        left = kept_by(stated[pilot], .999)
+        as_left = [calibrated(c[mine], r[mine]) if mine.sum() > 1 else None for c, r, mine in zip(stated[pilot], right[pilot], (left >= 0, left == 1, left == 2))]
+        for way, maps in dict(whole=tier_maps(stated[pilot], right[pilot]), left=as_left).items():
+            kept = kept_by(stated[others], stated_for(maps[0], threshold))
+            at = kept, np.arange(len(kept))
+            off[way].append(np.stack([m.predict(c) if m else c for m, c in zip(maps, stated[others])])[at].mean() - right[others][at].mean())
+    assert abs(np.mean(off['whole'])) < .012 and np.abs(off['whole']).max() < .07
+    assert np.mean(off['left']) > .03
+
+
+def test_a_pilot_that_some_tier_was_not_wholly_asked_for_is_refused():
+    stated, right = asked_tiers(300)
+    left = np.where(kept_by(stated, .999) == np.arange(3)[:, None], stated, np.nan)   # what an escalation leaves with each tier
+    with pytest.raises(ValueError, match='put the whole pilot to every tier'): tier_maps(left, right)
+    with pytest.raises(ValueError, match='tier 1 has 299 judged answers to 300'): tier_maps(stated, np.where(np.arange(300) == np.array([[-1], [7], [-1]]), np.nan, right))
+    for wrong in ((stated, right[:2]), (stated[0], right[0])):
+        with pytest.raises(ValueError, match='tiers × questions'): tier_maps(*wrong)
+
+
+@given(st.integers(1, 4), st.integers(1, 12), st.floats(0, 1.01), st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_an_escalation_replayed_asks_the_next_tier_when_in_doubt(tiers, questions, threshold, seed):
+    stated = np.random.default_rng(seed).random((tiers, questions)).round(1)
+    def climb(column):
+        for tier, sure in enumerate(column):
+            if sure >= threshold: break
+        return tier
+    assert kept_by(stated, threshold).tolist() == [climb(column) for column in stated.T]
 
 
 def test_parts_and_pilots_refuse_what_says_nothing():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'share_of', 'Spread', 'ranked_worlds', 'p_values', 'below', 'parts_of', 'trained', 'judged', 'foretold',
-           'Recovery', 'recovery', 'clustered', 'calibrated', 'stated_for']
+           'Recovery', 'recovery', 'clustered', 'calibrated', 'stated_for', 'tier_maps', 'kept_by']
 
 # %% ../../nbs/6_evidence/10_calibration.ipynb #6857c76e
 from typing import NamedTuple
@@ -217,3 +217,25 @@ def stated_for(
     grid = np.linspace(0, 1, 1001)
     enough = learnt.predict(grid) >= threshold
     return float(grid[enough.argmax()]) if enough.any() else 1.
+
+# %% ../../nbs/6_evidence/10_calibration.ipynb #e35a7f10
+def tier_maps(
+    confidence, # (tiers, questions) stated, 0 to 1: every tier was asked for every question of the pilot
+    right, # (tiers, questions) bool
+) -> list: # of tiers: what `calibrated` gives
+    "What the stated confidence of each tier is worth."
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    if confidence.ndim != 2 or confidence.shape != right.shape: raise ValueError(f'confidence: {confidence.shape} for {right.shape} judgements; give both as tiers × questions')
+    for tier, answered in enumerate((np.isfinite(confidence) & np.isfinite(right)).sum(axis=1)):
+        if answered < confidence.shape[1]: raise ValueError(f'confidence: tier {tier} has {answered} judged answers to {confidence.shape[1]} questions; put the whole pilot to every tier (escalate_below=0), since what an escalation leaves with a tier is only what it was sure of')
+    return [calibrated(c, r) for c, r in zip(confidence, right)]
+
+# %% ../../nbs/6_evidence/10_calibration.ipynb #78c1d6b4
+def kept_by(
+    confidence, # (tiers, questions) stated
+    threshold: float, # on the stated scale; below it a question goes on
+) -> np.ndarray: # (questions,) number of the tier whose answer is kept
+    "An escalation replayed: the first tier that is sure enough, or the last."
+    sure = np.asarray(confidence, float) >= threshold
+    sure[-1] = True
+    return sure.argmax(axis=0)
