@@ -1,4 +1,5 @@
 "A mixture of two models ranks as their log-probabilities do, by a weight that test events have no part in."
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,10 +9,12 @@ from torch import nn
 from recx.data.dataset import Dataset
 from recx.recommend.batches import held_out
 from recx.recommend.given import Given
-from recx.recommend.late import GRID, Late, joined, weigh
+from recx.recommend.instances import auc
+from recx.recommend.late import GRID, Late, LateClicks, joined, mixed_odds, weigh
 from recx.recommend.ranking import ndcg, target_ranks
 from recx.recommend.topk import kept
 from recx.recommend.train import train
+from recx.run.stages import chain
 
 USERS, ITEMS, SIZE = 60, 150, 12
 USER = np.repeat(np.arange(USERS), 6)
@@ -131,3 +134,60 @@ def test_the_control_through_the_stage(tmp_path):
     np.testing.assert_array_equal(task.results(model)['per_user']['rank'], stored['rank'])
     valid = [pd.read_parquet(folder/'per_user.parquet').query("split == 'valid'")['rank'].to_numpy() for folder in (out, *ids)]
     assert ndcg(valid[0], 10) >= max(ndcg(v, 10) for v in valid[1:])
+
+
+# ---- clicks
+
+class TellerTask:
+    "A stand-in for a click model: it knows the labels, behind noise of its own."
+    def __init__(self, seed, noise, flip_test=False, label=None):
+        rng = np.random.default_rng(7)
+        asked = dict(user=np.arange(600) % 50, item=np.arange(600) % ITEMS, label=rng.integers(0, 2, 600) if label is None else label, split=np.repeat([0, 1, 2], 200))
+        self.made, self.params = SimpleNamespace(**asked), dict(seed=seed, click_negatives=0)
+        self.parts = {name: np.flatnonzero(asked['split'] == code) for code, name in enumerate(('train', 'valid', 'test'))}
+        logit = 2*asked['label'] - 1 + noise*np.random.default_rng([8, seed]).normal(size=600)
+        self.said = 1/(1 + np.exp(-np.where(flip_test & (asked['split'] == 2), -logit, logit)))
+
+    def scores(self, model, name): return self.said[self.parts[name]]
+
+
+def told(noise=(1.2, 1.2), **more):
+    task = LateClicks(DATA, SETTINGS)
+    model = task.model(Given(models={name: (TellerTask(k, noise[k], **more), nn.Linear(1, 1)) for k, name in enumerate(('first', 'second'))}))
+    return task, model, *train(model, task, SETTINGS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(weight=st.sampled_from(GRID), one=st.floats(1e-6, 1 - 1e-6), other=st.floats(1e-6, 1 - 1e-6))
+def test_mixed_odds_are_the_mixture_of_both_log_probabilities(weight, one, other):
+    yes, no = ((1 - weight)*np.log(p) + weight*np.log(q) for p, q in ((one, other), (1 - one, 1 - other)))
+    assert np.isclose(mixed_odds(one, other, weight), np.exp(yes)/(np.exp(yes) + np.exp(no)), atol=1e-9)
+
+
+def test_mixed_clicks_are_at_least_as_good_on_validation_as_either():
+    task, model, curve, stopped = told()
+    label = task.made.label[task.tasks[0].parts['valid']]
+    assert stopped == 'nothing to train' and curve.valid[0] > max(auc(label, s) for s in task.answers(model, 'valid')) and 0 < model.weight < 1
+    found = task.results(model)
+    valid = found['per_user'].query("split == 'valid'")
+    assert np.isclose(auc(valid.label.to_numpy(), valid.probability.to_numpy()), curve.valid[0]) and len(found['per_user']) == 400 and found['late'].auc.max() == curve.valid[0]
+
+
+@pytest.mark.parametrize('noise, low, high', [((.3, 8.), 0, .35), ((8., .3), .65, 1)])
+def test_the_weight_of_clicks_goes_to_the_better_model(noise, low, high): assert low <= told(noise)[1].weight <= high
+
+
+def test_test_labels_have_no_part_in_the_weight_of_clicks(): assert float(told()[1].weight) == float(told(flip_test=True)[1].weight)
+
+
+def test_click_models_that_were_asked_other_questions_are_not_mixed():
+    models = dict(first=(TellerTask(0, 1.), nn.Linear(1, 1)), second=(TellerTask(1, 1., label=np.r_[np.ones(300, int), np.zeros(300, int)]), nn.Linear(1, 1)))
+    with pytest.raises(ValueError, match='different instances'): LateClicks(DATA, SETTINGS).model(Given(models=models))
+    with pytest.raises(ValueError, match='tells no probabilities'): LateClicks(DATA, SETTINGS).model(pair())
+
+
+@pytest.mark.parametrize('late_of', ['id', 'add'])
+def test_click_models_are_mixed_from_end_to_end(late_of, tmp_path):
+    wishes = dict(dataset='toy', backbone='deepfm', fusion='late', late_of=late_of, positive_above=3., epochs=1, embedding_size=8, reduce='pca', reduce_size=8)
+    node = chain(wishes)
+    assert set(node.inputs) == {'data', 'first', 'second'} and [node.inputs[n].params['fusion'] for n in ('first', 'second')] == ['id', late_of]

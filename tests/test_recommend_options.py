@@ -70,7 +70,7 @@ def made(params, base):
     "Task and fresh model of an arm, on what it rests on."
     folder, logs = base
     data, given = logs['purchases' if params['click_negatives'] else 'labels'], replace(vectors_of(folder, *(params[name] for name in READ)))
-    first = dict(backbone='mf', fusion='id', user_fusion='id')
+    first = dict(backbone='fm' if TASKS[params['backbone']] is Clicks else 'mf', fusion='id', user_fusion='id')
     models = [made(params | first | change, base) for change in ([dict(backbone=params['first_stage'])] if TASKS[params['backbone']] is Rerank else [{}, dict(seed=9)] if params['fusion'] == 'late' else [])]
     given.models = dict(zip(('first', 'second'), models))
     task = family(params)(data, params)
@@ -102,7 +102,7 @@ def other(name, params):
     return turned.get(name, BASE[name]) if params[name] == ACTS[name] or name == 'user_fusion' and params[name] != 'id' else ACTS[name]
 
 
-ARMS = [dict(backbone=backbone) for backbone in TASKS] + [dict(backbone='sasrec', fusion=fusion) for fusion in TASKS['sasrec'].fusions if fusion not in ('id', 'init')] + [dict(backbone='lightgcn', fusion='align-gen'), dict(backbone='prm', fusion='nullspace'), dict(backbone='deepfm', fusion='concat')]
+ARMS = [dict(backbone=backbone) for backbone in TASKS] + [dict(backbone='sasrec', fusion=fusion) for fusion in TASKS['sasrec'].fusions if fusion not in ('id', 'init')] + [dict(backbone='lightgcn', fusion='align-gen'), dict(backbone='prm', fusion='nullspace'), dict(backbone='deepfm', fusion='concat'), dict(backbone='deepfm', fusion='late')]
 ARMS += [dict(backbone='mf', fusion='concat', user_fusion='concat', adapter=adapter) for adapter in ('mlp', 'moe', 'hea', 'layer-moe')] + [dict(backbone='mf', user_fusion='nullspace')]
 ARMS += [dict(backbone=backbone, **change) for backbone in ('sasrec', 'mf') for change in (dict(loss='gbce', scoring='cosine'), dict(loss='ce'))] + [dict(backbone='fm', click_negatives=1)]
 said = lambda changes: ' '.join(map(str, changes.values()))
@@ -138,7 +138,7 @@ def test_what_the_trainer_reads_acts(change, base):
 
 IDLE = [(dict(backbone='fm'), dict(hold_back=2, blocks=2, heads=2, max_length=5, dropout=.1, deep='8', cross_layers=1, list_size=3, loss='gbce', gbce_t=.1)), (dict(backbone='deepfm', click_negatives=1), dict(positive_above=4., heads=2)), (dict(backbone='gru4rec', fusion='align-con'), dict(adapter='mlp', adapter_hidden=3)),
         (dict(backbone='sasrec', fusion='add'), dict(adapter_hidden=3)), (dict(backbone='popularity'), dict(knn_neighbours=3, seed=4, embedding_size=8)), (dict(backbone='mf'), dict(max_length=3, blocks=2, dropout=.3)), (dict(backbone='mf', loss='ce'), dict(negatives=4)),
-        (dict(backbone='prm', hold_back=1), dict(max_length=3, loss='gbce', gbce_t=.1)), (dict(backbone='sasrec', fusion='late'), dict(embedding_size=8, epochs=3, dropout=.1, learning_rate=.1))]
+        (dict(backbone='prm', hold_back=1), dict(max_length=3, loss='gbce', gbce_t=.1)), (dict(backbone='sasrec', fusion='late'), dict(embedding_size=8, epochs=3, dropout=.1, learning_rate=.1)), (dict(backbone='deepfm', fusion='late'), dict(embedding_size=8, epochs=3, list_size=3, deep='8'))]
 
 
 @pytest.mark.parametrize('arm, idle', IDLE, ids=lambda d: said(d))

@@ -97,13 +97,13 @@ def test_prm_against_torchs_encoder_layer(heads):
     torch.manual_seed(0)
     model, size = PRM(8, 6, blocks=1, heads=heads), 8
     nn.init.normal_(model.score.weight)
-    slow = nn.TransformerEncoderLayer(size, heads, size, 0., 'relu', batch_first=True, norm_first=True)
+    slow = nn.TransformerEncoderLayer(size, heads, size, 0., 'relu', batch_first=True)
     block = model.blocks[0]
     slow.load_state_dict({'self_attn.in_proj_weight': block.qkv.weight, 'self_attn.in_proj_bias': block.qkv.bias, 'self_attn.out_proj.weight': block.mix.weight, 'self_attn.out_proj.bias': block.mix.bias,
                           'linear1.weight': block.inner.weight, 'linear1.bias': block.inner.bias, 'linear2.weight': block.outer.weight, 'linear2.bias': block.outer.bias,
                           'norm1.weight': block.norm1.weight, 'norm1.bias': block.norm1.bias, 'norm2.weight': block.norm2.weight, 'norm2.bias': block.norm2.bias})
     x, real = torch.randn(4, 6, size), torch.arange(6) < torch.tensor([[6], [4], [2], [1]])
-    with torch.no_grad(): expected = model.score(model.norm(slow.train()(x + model.place, src_key_padding_mask=~real)))[..., 0]   # its way without short cuts
+    with torch.no_grad(): expected = model.score(slow.train()(x + model.place, src_key_padding_mask=~real))[..., 0]   # its way without short cuts
     assert torch.allclose(model(x, real)[real].detach(), expected[real], atol=1e-5)
 
 

@@ -169,7 +169,7 @@ def side_gates(
 class Clicks:
     "Click models: will this user like this item?"
     criterion = 'auc'
-    fusions = user_fusions = CLICK_FUSIONS
+    fusions, user_fusions = (*CLICK_FUSIONS, 'late'), CLICK_FUSIONS
 
     def __init__(self,
         dataset: Dataset,

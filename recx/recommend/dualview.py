@@ -49,7 +49,7 @@ class DualView(SequenceBackbone):
         allowed: torch.Tensor, # (n, longest, longest) of `cross_mask`
     ) -> list: # of (n, longest, half)
         "Each view with what the other answers it."
-        made, unit = [], self.half**.5   # coordinates of size 1 in the products, as behind the backbone's own scale
+        made, unit = [], self.half**.5   # so that ids, which start at 0.02, have a say in the products
         for own, other, ask, answer in zip(views, views[::-1], self.query_map, self.key_value):
             key, value = answer(other).chunk(2, -1)
             weight = torch.softmax(torch.baddbmm(allowed, ask(own)*unit, key.transpose(1, 2), alpha=unit/self.half**.5), -1)

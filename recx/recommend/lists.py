@@ -55,7 +55,7 @@ class PRM(nn.Module):
         if size % heads: raise ValueError(f'heads={heads}: does not divide embedding_size={size}; use a divisor')
         self.rate, self.heads = rate, heads
         self.place = nn.Parameter(torch.randn(length, size)*.02)
-        self.blocks, self.norm, self.score = nn.ModuleList(Block(size, heads, rate) for _ in range(blocks)), nn.LayerNorm(size), nn.Linear(size, 1, bias=False)   # a bias would change no order
+        self.blocks, self.score = nn.ModuleList(Block(size, heads, rate) for _ in range(blocks)), nn.Linear(size, 1, bias=False)   # a bias would change no order
         for m in self.modules():
             if isinstance(m, nn.Linear) and m.bias is not None: nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
         nn.init.zeros_(self.score.weight)
@@ -68,7 +68,7 @@ class PRM(nn.Module):
         mask = torch.zeros(real.shape, device=x.device).masked_fill(~real, float('-inf')).repeat_interleave(self.heads, 0)[:, None]   # (n·heads, 1, length): which places are seen
         x = dropout(x + self.place[:x.shape[1]], self.rate, rng)
         for block in self.blocks: x = block(x, mask, rng)
-        return self.score(self.norm(x))[..., 0]
+        return self.score(x)[..., 0]
 
 # %% ../../nbs/5_recommend/5_lists.ipynb #e2d7dde4
 def list_loss(

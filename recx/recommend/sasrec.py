@@ -26,7 +26,7 @@ def dropout(
 
 # %% ../../nbs/5_recommend/5_sasrec.ipynb #7cc072f2
 class Block(nn.Module):
-    "Pre-LN causal self-attention and a two-layer network, with residuals."
+    "Self-attention and a two-layer network, each added to what it read and normalised (post-LN)."
     def __init__(self,
         size: int, # coordinates
         heads: int, # which divide them
@@ -39,12 +39,11 @@ class Block(nn.Module):
 
     def forward(self, x, mask, rng):
         n, length, size = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n*self.heads, length, -1)
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n*self.heads, length, -1)
         weight = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=(size//self.heads)**-.5), -1)
-        attended = (weight @ v).view(n, self.heads, length, -1).transpose(1, 2).reshape(n, length, size)
-        x = x + dropout(self.mix(attended), self.rate, rng)
-        inner = dropout(torch.relu(self.inner(self.norm2(x))), self.rate, rng)
-        return x + dropout(self.outer(inner), self.rate, rng)
+        attended = (dropout(weight, self.rate, rng) @ v).view(n, self.heads, length, -1).transpose(1, 2).reshape(n, length, size)
+        x = self.norm1(x + dropout(self.mix(attended), self.rate, rng))
+        return self.norm2(x + dropout(self.outer(torch.relu(self.inner(x))), self.rate, rng))
 
 # %% ../../nbs/5_recommend/5_sasrec.ipynb #dee1dd20
 class SequenceBackbone(nn.Module):
@@ -80,9 +79,9 @@ class SASRec(SequenceBackbone):
     ):
         super().__init__()
         if size % heads: raise ValueError(f'heads={heads}: does not divide embedding_size={size}; use a divisor')
-        self.rate, self.scale = rate, size**.5
+        self.rate = rate
         self.position = nn.Parameter(torch.randn(max_length, size)*.02)
-        self.blocks, self.norm = nn.ModuleList(Block(size, heads, rate) for _ in range(blocks)), nn.LayerNorm(size)
+        self.norm, self.blocks = nn.LayerNorm(size), nn.ModuleList(Block(size, heads, rate) for _ in range(blocks))
         for m in self.modules():
             if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
@@ -91,9 +90,8 @@ class SASRec(SequenceBackbone):
         lengths: torch.Tensor, # (n,) events of each history
         rng: np.random.Generator | None = None, # for dropout; none: evaluation
     ) -> torch.Tensor: # (n, longest, size); beyond a history's length without meaning
-        longest, most = x.shape[1], len(self.position)
-        at = (torch.arange(longest, device=x.device) + most - lengths[:, None]).clamp(max=most - 1)
-        x = dropout(x*self.scale + F.embedding(at, self.position), self.rate, rng)
+        longest = x.shape[1]
+        x = dropout(self.norm(x + self.position[:longest]), self.rate, rng)
         mask = torch.full((longest, longest), float('-inf'), device=x.device).triu(1)
         for block in self.blocks: x = block(x, mask, rng)
-        return self.norm(x)
+        return x

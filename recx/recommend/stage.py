@@ -32,7 +32,7 @@ from .clicks import NETWORKS, Attribute, Clicks, widths
 from .fusion import FUSIONS, WITH_ADAPTER, ItemTable, check_pair, check_widths
 from .given import ON_MISSING, Given, load_given
 from .instances import auc
-from .late import Late
+from .late import Late, LateClicks
 from .lists import LIST_BACKBONES
 from .losses import LOSSES
 from .nextitem import BACKBONES, NextItem
@@ -113,7 +113,8 @@ def family(
     params: dict, # backbone, fusion
 ): # class of the task
     "Which task an arm is: that of its backbone, unless it mixes two trained models."
-    return Late if params['fusion'] == 'late' else TASKS[params['backbone']]
+    task = TASKS[params['backbone']]
+    return task if params['fusion'] != 'late' else LateClicks if task is Clicks else Late
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #a2f7cd85
 RANGES = dict(embedding_size=(1, 8192), blocks=(1, 64), heads=(1, 64), dropout=(0, .95), max_length=(1, 10_000), negatives=(1, 1_000_000), gbce_t=(0, 1), temperature=(.001, 100), learning_rate=(1e-8, 10), weight_decay=(0, 10),
@@ -218,7 +219,7 @@ def relevant(
 ) -> dict: # the same, with those that are idle at their defaults
     "What decides the result of an arm, beside its inputs."
     task = family(params)
-    if task is Late: acts = {'late_of', 'seed', 'list_size'}   # the two models, and all that made them, are inputs
+    if issubclass(task, Late): acts = {'late_of', 'seed'} | (set() if task is LateClicks else {'list_size'})   # the two models, and all that made them, are inputs
     else: acts = of_backbone(params) | (set() if task in (Simple, Rates) else {*TRAINED, *of_vectors(params)})
     return {name: value if name in {*EVERYWHERE, *acts} else globals()[name] for name, value in params.items()}
 
@@ -350,7 +351,7 @@ def run(
 ) -> Path: # `out`, with what each held-out event came to, exposure, curve, summary and model
     "Train one arm at one seed, and score every held-out event."
     out, dataset = Path(out), Dataset.load(inputs['data'])
-    if family(params) is not Clicks and params['list_size'] > len(dataset.items): raise ValueError(f"list_size={params['list_size']}: more than the {len(dataset.items)} items of the catalogue; use at most {len(dataset.items)}")
+    if family(params) not in (Clicks, LateClicks) and params['list_size'] > len(dataset.items): raise ValueError(f"list_size={params['list_size']}: more than the {len(dataset.items)} items of the catalogue; use at most {len(dataset.items)}")
     device = params['train_device'] if params['train_device'] != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
     with threads(params['train_threads']):
         task, given = family(params)(dataset, params), load_given(params, inputs, dataset)
