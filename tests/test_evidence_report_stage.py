@@ -2,7 +2,9 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,6 +13,8 @@ from simulated_runs import data_set, run_of, simulated
 from recx.data.parameters import declared
 from recx.evidence import stage
 from recx.evidence.report import SECTIONS
+from recx.evidence.stage import foretold_layers
+from recx.extract.vectors import ROW_COLUMNS, Vectors
 
 ARMS = {'ids': 0., 'moe': .35, 'moe · shuffled': 0., 'weak': dict(tail=.8), 'bad': -.6}
 STUDY = dict(name='simulated', title='Known effects', question='Does the bench find what was put in?', baseline='ids', size='full',
@@ -58,7 +62,7 @@ def test_every_file_is_there(full):
 
 def test_every_section_is_there_and_filled(full):
     html = (full[0]/'report.html').read_text()
-    for name in SECTIONS.keys() - {'calibration', 'segments'}:   # for studies that have them
+    for name in SECTIONS.keys() - {'calibration', 'layers', 'segments'}:   # for studies that have them
         body = re.search(rf'<section id="{name}">(.*?)</section>', html, re.S)
         assert body and len(re.sub('<[^>]+>', '', body[1])) + 1000*('<img' in body[1]) > 100, name
         assert f'href="#{name}"' in html
@@ -222,3 +226,24 @@ def test_cold_items_are_a_stratum_of_their_own(full):
     table = pd.read_parquet(full[0]/'per_user.parquet').query("split == 'test' and arm == 'ids' and seed == 0")
     cold = pd.read_parquet(full[0]/'results.parquet').query("stratum_kind == 'cold' and stratum == 'cold'")
     assert set(cold.n_users) == {(table.cold == 'cold').sum()} and (table.cold == 'cold').sum() >= 10
+
+
+# ---- layers
+
+def layered(folder, layers, n, size=6):
+    "An artefact of item vectors: one layer drawn, the others linear in it, each less exactly than the one before."
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(n, size))
+    made = [first + k*rng.normal(size=(n, size)) for k in range(layers)]
+    rows = pd.DataFrame(dict(kind='item', id=[f'i{i}' for i in range(n)]*layers, layer=[f'L{k + 1}' if layers > 1 else '' for k in range(layers) for _ in range(n)])).reindex(columns=list(ROW_COLUMNS), fill_value='')
+    Vectors(rows, np.concatenate(made).astype(np.float32)).save(folder)
+    return SimpleNamespace(item_ids=np.array([f'i{i}' for i in range(n)]))
+
+
+def test_what_layers_tell_of_each_other_is_in_the_order_of_the_noise(tmp_path):
+    told = foretold_layers(tmp_path, layered(tmp_path, 3, 400)).set_index(['source', 'target']).score
+    assert len(told) == 6 and told['L1', 'L2'] > told['L1', 'L3'] > 0 and told['L1', 'L2'] == pytest.approx(.5, abs=.1) and told['L1', 'L3'] == pytest.approx(.2, abs=.1)   # 1/(1 + k²)
+
+
+@pytest.mark.parametrize('layers, n', [(1, 100), (2, 9)])
+def test_one_layer_or_few_items_say_nothing_of_layers(layers, n, tmp_path): assert foretold_layers(tmp_path, layered(tmp_path, layers, n)) is None

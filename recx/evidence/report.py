@@ -9,8 +9,9 @@ __all__ = ['ADDRESS', 'JINJA', 'TABLE', 'VERDICT', 'D_Z', 'COLUMNS', 'KINDS', 'V
            'against_baseline', 'main_table', 'direction_said', 'found_at', 'notes_of', 'arrow', 'grid', 'table_section',
            'forest_section', 'stratum_table', 'strata_section', 'versus', 'positive', 'negative', 'controls_section',
            'seeds_section', 'curves_section', 'cost_section', 'tuning_seconds', 'dollars', 'stage_table',
-           'beyond_section', 'calibration_section', 'segments_section', 'changes', 'trial_row', 'tuning_section',
-           'data_section', 'settings_section', 'provenance_section', 'methods_section', 'facts', 'banner', 'render']
+           'beyond_section', 'calibration_section', 'layers_section', 'segments_section', 'changes', 'trial_row',
+           'tuning_section', 'data_section', 'settings_section', 'provenance_section', 'methods_section', 'facts',
+           'banner', 'render']
 
 # %% ../../nbs/6_evidence/9_report.ipynb #5330cb72
 import base64, math, re
@@ -47,6 +48,7 @@ class Findings:
     calibration: pd.DataFrame | None = None # of probabilities: arm, predicted, observed, ratio, ece
     bins: pd.DataFrame | None = None # of probabilities: arm, bin, predicted, observed, n
     segments: pd.DataFrame | None = None # of users by their gates: arm, and the columns of `recx.recommend.segments.segments`
+    redundancy: pd.DataFrame | None = None # of layers: the columns of `recx.recommend.segments.redundancy`
     control: Control | None = None # positive control
     figures: dict = field(default_factory=dict) # name → SVG, as bytes
 
@@ -362,6 +364,14 @@ def calibration_section(f: Findings) -> Markup:
     note = 'Means over seeds, on the test events. Ratio: predicted divided by observed, 1 where the level is right. ECE: expected calibration error, ten bins of equal count; the tests of it, and of the distance of the ratio from 1 (calibration bias), are in the main table.'
     return picture(f, 'reliability') + table(['arm', 'mean probability', 'share of positives', 'ratio', 'ECE'], rows, note, (f.label(f.baseline),), 'calibration')
 
+def layers_section(f: Findings) -> Markup:
+    "How well each layer of a text foretells the others; nothing without layers."
+    if f.redundancy is None: return Markup('')
+    shares = f.redundancy.pivot(index='source', columns='target', values='score')
+    rows = [[source, *(DASH if source == target else number(shares.at[source, target], 3) for target in shares.columns)] for source in shares.index]
+    note = 'Share of the variance of the vectors of one layer (column) that a ridge regression on those of another (row) foretells for items that it has not seen: 0 as their mean does, 1 a copy. A layer that can be foretold from one that is there already has little to add.'
+    return table(['from', *shares.columns], rows, note, caption='how much of a layer is in another')
+
 def segments_section(f: Findings) -> Markup:
     "Users by the layer that weighs most for them: sizes and stability; nothing without gates of users."
     if f.segments is None: return Markup('')
@@ -473,11 +483,11 @@ CSS += '''
 .cautions h3{margin:.7em 0 .2em}.cautions ul{margin:0;padding-left:1.2em}.cautions li{max-width:95ch;margin:.3em 0}
 .wide{overflow-x:auto;margin:.8em 0}
 table{border-collapse:collapse;font-size:.85rem;line-height:1.35;font-variant-numeric:tabular-nums;min-width:60%}
-th,td{padding:.42em .8em;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:.42em .6em;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}
 td{white-space:nowrap}th.l,td.l{text-align:left}td.l{white-space:normal;min-width:10em}
 thead th{border-bottom:2px solid var(--ink);font-weight:600;vertical-align:bottom;line-height:1.25}
 th:first-child{text-align:left;padding-left:0}
-tbody th{font-weight:500;min-width:13em;max-width:24em;overflow-wrap:anywhere}
+tbody th{font-weight:500;min-width:11em;max-width:24em;overflow-wrap:anywhere}
 tr.base{background:var(--pale)}
 small{color:var(--soft);font-size:.86em}
 .note,figcaption{color:var(--soft);font-size:.85rem;max-width:95ch}
@@ -520,7 +530,7 @@ PAGE = '''<!doctype html>
 '''
 
 SECTIONS = dict(verdict=('Verdict', verdict_section), table=('Main table', table_section), forest=('Size of the differences', forest_section), strata=('Head, tail and cold items', strata_section), controls=('Controls', controls_section),
-                seeds=('Seeds', seeds_section), curves=('Learning curves', curves_section), cost=('Cost', cost_section), calibration=('Calibration', calibration_section), beyond=('Beyond accuracy', beyond_section), segments=('Segments of users', segments_section), tuning=('Tuning', tuning_section), data=('Data', data_section),
+                seeds=('Seeds', seeds_section), curves=('Learning curves', curves_section), cost=('Cost', cost_section), calibration=('Calibration', calibration_section), beyond=('Beyond accuracy', beyond_section), layers=('Layers', layers_section), segments=('Segments of users', segments_section), tuning=('Tuning', tuning_section), data=('Data', data_section),
                 settings=('Settings', settings_section), methods=('Methods', methods_section), provenance=('Provenance', provenance_section))
 
 # %% ../../nbs/6_evidence/9_report.ipynb #bcdfb7fe

@@ -7,8 +7,9 @@ __all__ = ['primary', 'cutoffs', 'alpha', 'bootstrap', 'flips', 'strata_by', 'ev
            'ANSWERS', 'ORDER', 'UNNAMED', 'SMALL', 'lengths', 'check_study', 'check', 'external', 'runs_in',
            'completed', 'numbered', 'drawn_noes', 'held_out', 'answers_of', 'kind_of', 'gathered', 'manifest_of',
            'spent_of', 'upstream', 'used', 'costs_of', 'listed', 'provenance_of', 'level', 'summaries', 'criterion_of',
-           'learning', 'lists', 'calibrated', 'layer_gates', 'segmented', 'members', 'control_in', 'weighed', 'gated',
-           'found', 'plain_json', 'summary_of', 'write', 'run', 'small_inputs', 'small_study', 'small']
+           'learning', 'lists', 'calibrated', 'layer_gates', 'segmented', 'members', 'foretold_layers', 'control_in',
+           'weighed', 'gated', 'found', 'plain_json', 'summary_of', 'write', 'run', 'small_inputs', 'small_study',
+           'small']
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #50f73ef8
 import json, math, re
@@ -28,7 +29,8 @@ from .metrics import check_cutoffs, exposure_metrics, per_user
 from .reference import baseline_gate
 from .report import Findings, render, without_addresses
 from .verdict import Control, control_of, judge, name_of, with_simple
-from ..recommend.segments import assigned, segments, together, users_from_items
+from ..extract.vectors import Vectors
+from ..recommend.segments import FOLDS, assigned, redundancy, segments, together, users_from_items
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #b6157f2d
 primary: str = 'ndcg@10'  # the metric that decides; all others are exploratory; for click models auc, gauc or logloss
@@ -80,12 +82,12 @@ def external(
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #a40d7b0a
 def runs_in(
-    inputs: dict, # 'data', '<arm>/<seed>' for each run, and maybe 'control'
+    inputs: dict, # 'data', '<arm>/<seed>' for each run, and maybe 'control' and 'layers'
 ) -> dict: # (arm, seed) → Path
     "The recommend artefacts by arm and seed."
     runs = {}
     for name, folder in inputs.items():
-        if name in ('data', 'control'): continue
+        if name in ('data', 'control', 'layers'): continue
         arm, slash, seed = name.rpartition('/')
         if not (arm and seed.isdigit()): raise ValueError(f"inputs: {name!r} is not '<arm>/<seed>'; name a run such as 'ids/0'")
         runs[arm, int(seed)] = Path(folder)
@@ -359,6 +361,19 @@ def members(
         made.append(pd.DataFrame(dict(arm=arm, weighed=weighed, user=segment.index, segment=segment.to_numpy())).join(weights))
     return pd.concat(made, ignore_index=True)
 
+# %% ../../nbs/6_evidence/0_stage.ipynb #6b1d0001
+def foretold_layers(
+    folder: str | Path, # of an adapt artefact
+    dataset: Dataset,
+) -> pd.DataFrame | None: # of `redundancy`; None with fewer than two layers, or too few items with vectors in all of them
+    "How well each layer of the items' vectors foretells the others."
+    vectors = Vectors.load(folder)
+    layers, rows = vectors.layers(), vectors.rows[vectors.rows.kind == 'item']
+    whole = rows.id.value_counts() == len(layers)
+    ids = [i for i in map(str, dataset.item_ids) if whole.get(i, False)]
+    if len(layers) < 2 or len(ids) < 2*FOLDS: return None
+    return redundancy({layer: vectors.align(ids, layer=layer) for layer in layers})
+
 # %% ../../nbs/6_evidence/0_stage.ipynb #87a66f30
 def control_in(
     folder: Path, # of the control's evidence artefact
@@ -402,6 +417,7 @@ def found(
     unanswered: dict, # (arm, seed) → test events without an answer
     gates: dict, # of `layer_gates`
     control: Control | None = None, # positive control, where one was run
+    foretold: pd.DataFrame | None = None, # of `foretold_layers`, where the vectors have layers
 ) -> Findings: # without figures
     "Everything the report says, computed."
     metric, study = params['primary'], completed(params['study'], runs)
@@ -419,7 +435,7 @@ def found(
     gate = gated(study, card, said, results, metric, params['alpha'])
     levels, bins = calibrated(test) if 'probability' in test else (None, None)
     return Findings(study, results, judge(results, study, gate, card, said, metric, kinds, params['alpha'], (compared, asked), control), gate, card, said, costs_of(artefacts), listed(artefacts, study),
-                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(gates, dataset), control)
+                    lists(runs, dataset.item_strata), provenance_of(runs), methods, metric, kinds, criterion, levels, bins, segmented(gates, dataset), foretold, control)
 
 # %% ../../nbs/6_evidence/0_stage.ipynb #765bcb62
 def plain_json(
@@ -437,7 +453,7 @@ def summary_of(f: Findings) -> dict: # plain JSON
     main = f.results[(f.results.metric == f.metric) & (f.results.stratum_kind == 'all')]
     control = {} if f.control is None else dict(control=dict(found=f.control.found, arm=f.control.arm, data=f.control.card, comparisons=f.control.rows))
     said = dict(study={k: v for k, v in f.study.items() if k != 'settings'}, settings=f.study.get('settings', {}), methods=f.methods, primary=f.metric, verdict=f.verdict.said(), gate=f.gate, table=main.to_dict('records'), runs=f.runs.to_dict('records'),
-                costs=f.costs.to_dict('records'), beyond=f.beyond.to_dict('records'), data=f.card, provenance=f.provenance, **control, **{name: table.to_dict('records') for name, table in dict(calibration=f.calibration, segments=f.segments).items() if table is not None})
+                costs=f.costs.to_dict('records'), beyond=f.beyond.to_dict('records'), data=f.card, provenance=f.provenance, **control, **{name: table.to_dict('records') for name, table in dict(calibration=f.calibration, segments=f.segments, redundancy=f.redundancy).items() if table is not None})
     return without_addresses(plain_json(said))
 
 def write(
@@ -457,7 +473,7 @@ def write(
 # %% ../../nbs/6_evidence/0_stage.ipynb #12527d76
 def run(
     params: dict, # all parameters of this stage
-    inputs: dict, # data: folder; '<arm>/<seed>': folder of a recommend artefact; control: folder of an evidence artefact, where there is one
+    inputs: dict, # data: folder; '<arm>/<seed>': folder of a recommend artefact; control: folder of an evidence artefact, where there is one; layers: folder of an adapt artefact whose vectors have layers, where there is one
     out: str | Path, # existing folder to write into
 ) -> Path: # `out`
     "Judge the runs: results.parquet, per_user.parquet, summary.json, figures, report.html, and segments.parquet where a gate weighs layers."
@@ -469,7 +485,7 @@ def run(
     check_primary(params['primary'], lengths(params['cutoffs']), 'probability' in answers)
     if 'rank' in answers: check_cutoffs(lengths(params['cutoffs']), len(dataset.items))
     gates = layer_gates(runs, dataset)
-    f = found(params, dataset, runs, events, answers, unanswered, gates, control_in(Path(inputs['control'])) if 'control' in inputs else None)
+    f = found(params, dataset, runs, events, answers, unanswered, gates, control_in(Path(inputs['control'])) if 'control' in inputs else None, foretold_layers(inputs['layers'], dataset) if 'layers' in inputs else None)
     f.results.to_parquet(out/'results.parquet', index=False)
     answers.to_parquet(out/'per_user.parquet', index=False)
     if gates: members(gates).to_parquet(out/'segments.parquet', index=False)

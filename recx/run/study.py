@@ -242,6 +242,7 @@ def evidence_node(
     inputs = dict(data=next(iter(arms.values())).trials()[0].inputs['data'])
     inputs |= {f'{name}/{seed}': node for name, arm in arms.items() for seed, node in arm.runs().items()}
     if control: inputs['control'] = control
+    if of_layers := [node.inputs['vectors'] for arm in arms.values() for node in arm.trials() if node.params['adapter'] == 'layer-moe' and 'vectors' in node.inputs]: inputs['layers'] = of_layers[0]
     return make_node('evidence', {**run.shared, 'study': declaration(run, arms)}, inputs)
 
 # %% ../../nbs/7_run/4_study.ipynb #55531fb9
