@@ -1,13 +1,14 @@
-"""SASRec beside RecBole 1.2.1 on MovieLens-100K with full cross-entropy: seconds of a training epoch and of a validation, alternating in one run, and NDCG@10 of both by one evaluator.
+"""SASRec beside RecBole 1.2.1 on MovieLens-100K with full cross-entropy: whether both are one function of the same weights, seconds of a training epoch and of a validation, alternating in one run, and NDCG@10 of both by one evaluator.
 
-    RECX_RECBOLE=…/bin/python python benchmarks/sasrec_recbole.py [--epochs 1] [--threads 2] [--size 64] [--blocks 2] [--heads 2] [--batch 2048] [--patience 0] [--peer-patience 0]
+    RECX_RECBOLE=…/bin/python python benchmarks/sasrec_recbole.py [--epochs 1] [--threads 2] [--size 64] [--blocks 2] [--heads 2] [--batch 2048] [--patience 0] [--peer-patience 0] [--seeds 1]
 
 The same number of predicted positions, width (inner width too) and depth, leave-one-out on the same events. RecBole makes a row of every prefix of a history and predicts one item from each; recx predicts at every position of a whole history, in windows of 50 events, so that an early position of a window sees less of what came before it.
-Batches are of --batch predictions on both sides. `--patience n` trains recx, and `--peer-patience n` RecBole (at about two and a half minutes per epoch on two cores), until NDCG@10 on validation has not risen for n epochs; ranks of both are computed here, from scores, with seen items left out (RecBole's own figures leave them in).
+Batches are of --batch predictions on both sides. `--patience n` trains recx, and `--peer-patience n` RecBole (at about two and a half minutes per epoch on two cores), until NDCG@10 on validation has not risen for n epochs; ranks of both are computed here, from scores, with seen items left out (RecBole's own figures leave them in). `--seeds n` trains recx under n seeds, since seeds differ more than one would like; RecBole has the first of them.
 Without RECX_RECBOLE only recx is measured.
 """
 import argparse, os, statistics, tempfile, time
 from pathlib import Path
+import numpy as np
 import torch
 from recbole_peer import Peer, aligned, ranks, write_atomic
 from recx.data import stage as data_stage
@@ -22,7 +23,7 @@ from recx.recommend.train import train_epoch
 
 def arguments():
     parser = argparse.ArgumentParser()
-    for name, value in {'epochs': 1, 'threads': 2, 'size': 64, 'blocks': 2, 'heads': 2, 'batch': 2048, 'patience': 0, 'peer-patience': 0, 'seed': 0}.items(): parser.add_argument(f'--{name}', type=int, default=value)
+    for name, value in {'epochs': 1, 'threads': 2, 'size': 64, 'blocks': 2, 'heads': 2, 'batch': 2048, 'patience': 0, 'peer-patience': 0, 'seed': 0, 'seeds': 1}.items(): parser.add_argument(f'--{name}', type=int, default=value)
     parser.add_argument('--dropout', type=float, default=.5)
     parser.add_argument('--learning-rate', type=float, default=.001)
     return parser.parse_args()
@@ -36,10 +37,10 @@ def timed(job, *given):
 
 class Ours:
     "recx's side of the same questions."
-    def __init__(self, dataset, given):
-        params = declared(vars(stage)) | dict(embedding_size=given.size, blocks=given.blocks, heads=given.heads, dropout=given.dropout, max_length=50, loss='ce', learning_rate=given.learning_rate, batch_tokens=given.batch, seed=given.seed)
+    def __init__(self, dataset, given, seed):
+        params = declared(vars(stage)) | dict(embedding_size=given.size, blocks=given.blocks, heads=given.heads, dropout=given.dropout, max_length=50, loss='ce', learning_rate=given.learning_rate, batch_tokens=given.batch, seed=seed)
         self.task, self.settings, self.epoch = NextItem(dataset, params), params, 0
-        torch.manual_seed(given.seed)
+        torch.manual_seed(seed)
         self.model = self.task.model(Given())
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=given.learning_rate, weight_decay=0., fused=True)
         self.instances = int((self.task.windows.lengths - 1).sum())
@@ -66,6 +67,29 @@ class Theirs:
     def ndcg(self, part): return ndcg(ranks(aligned(self.dataset, self.held[part], *self.peer.scores(part)), self.held[part]), 10)
 
 
+def difference(ours, theirs):
+    "Largest difference of a validation score between RecBole's model and recx's with RecBole's weights, and the largest score."
+    weights, items = theirs.peer.weights()
+    model, tensor = ours.task.model(Given()), lambda *names: torch.cat([torch.from_numpy(weights[name]) for name in names])
+    with torch.no_grad():
+        own = ours.task.dataset.item_ids.astype(str)
+        row = {item: k + 1 for k, item in enumerate(items)}   # row 0 is the filling
+        model.table.parts[0].weight.copy_(tensor('item_embedding.weight')[[row.get(i, 0) for i in own]])
+        model.backbone.position.copy_(tensor('position_embedding.weight'))
+        for part in ('weight', 'bias'):
+            getattr(model.backbone.norm, part).copy_(tensor(f'LayerNorm.{part}'))
+            for k, block in enumerate(model.backbone.blocks):
+                attention, feed = (f'trm_encoder.layer.{k}.{name}' for name in ('multi_head_attention', 'feed_forward'))
+                getattr(block.qkv, part).copy_(tensor(*(f'{attention}.{name}.{part}' for name in ('query', 'key', 'value'))))
+                for layer, name in ((block.mix, f'{attention}.dense'), (block.norm1, f'{attention}.LayerNorm'), (block.inner, f'{feed}.dense_1'), (block.outer, f'{feed}.dense_2'), (block.norm2, f'{feed}.LayerNorm')): getattr(layer, part).copy_(tensor(f'{name}.{part}'))
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.LayerNorm): norm.eps = 1e-12   # RecBole's
+        queries, table = ours.task.answer(model, held := ours.task.parts['valid'])
+        made, said = (queries @ table.T).numpy(), aligned(ours.task.dataset, held, *theirs.peer.scores('valid'))
+    known = np.isin(own, items)
+    return float(np.abs(made - said)[:, known].max()), float(np.abs(said[:, known]).max())
+
+
 def converged(side, patience):
     "Validation and test NDCG@10 at the best validation, and the epoch."
     best, tried, epoch = (-1., 0., 0), 0, 0
@@ -81,9 +105,10 @@ def main():
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as tmp:
         dataset = Dataset.load(data_stage.small(Path(tmp)/'data', dataset='ml-100k'))
-        sides = dict(recx=Ours(dataset, given))
+        sides = dict(recx=Ours(dataset, given, given.seed))
         if os.environ.get('RECX_RECBOLE'): sides['RecBole'] = Theirs(dataset, Path(tmp)/'peer', given, sides['recx'].task.parts)
         else: print('RECX_RECBOLE is not set, so that RecBole is left out: name the Python of an environment with recbole==1.2.1, numpy<2 and setuptools<70')
+        if len(sides) > 1: print('on the same weights: scores differ by {:.1e} at most, of up to {:.2g}'.format(*difference(sides['recx'], sides['RecBole'])), flush=True)
         sides['recx'].train(); sides['recx'].valid()   # to warm up
         times = {name: {what: [] for what in ('train', 'valid')} for name in sides}
         for _ in range(given.epochs):
@@ -95,7 +120,10 @@ def main():
         for name, patience, before in (('recx', given.patience, given.epochs + 1), ('RecBole', given.peer_patience, given.epochs)):
             if not patience or name not in sides: continue
             valid, test, epoch = converged(sides[name], patience)
-            print(f'{name} at convergence: validation NDCG@10 {valid:.4f} · test NDCG@10 {test:.4f} · after {epoch + before} epochs', flush=True)
+            print(f'{name} at convergence, seed {given.seed}: validation NDCG@10 {valid:.4f} · test NDCG@10 {test:.4f} · after {epoch + before} epochs', flush=True)
+        for seed in range(given.seed + 1, given.seed + given.seeds if given.patience else 0):
+            valid, test, epoch = converged(Ours(dataset, given, seed), given.patience)
+            print(f'recx at convergence, seed {seed}: validation NDCG@10 {valid:.4f} · test NDCG@10 {test:.4f} · after {epoch} epochs', flush=True)
         if len(sides) > 1: sides['RecBole'].peer.close()
 
 
