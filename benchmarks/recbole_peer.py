@@ -13,7 +13,7 @@ def interpreter():
 
 
 class Peer:
-    "A RecBole model in its own process. `train()` and `valid()` give the seconds of one epoch, `scores(part)` what it thinks of each user's items, `probabilities(part)` what a click model thinks of each row, `weights()` what it has learned."
+    "A RecBole model in its own process. `train()` and `valid()` give the seconds of one epoch, `scores(part)` what it thinks of each user's items, `probabilities(part)` what a click model thinks of each row."
     def __init__(self, folder, model, config):
         (Path(folder)/'config.json').write_text(json.dumps(dict(model=model, config=config)))
         self.process = subprocess.Popen([interpreter(), '-W', 'ignore', str(Path(__file__).resolve()), str(folder)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)   # it writes beside itself
@@ -41,11 +41,6 @@ class Peer:
         "The column `row` of each row, and the probability of a click."
         made = np.load(self.ask('probabilities', part)['file'])
         return made['rows'].astype(np.int64), made['said'].astype(np.float64)
-
-    def weights(self):
-        "Name → array of all weights, and the items in the order of its table, whose first row is a filling."
-        made = dict(np.load(self.ask('weights')['file'], allow_pickle=False))
-        return made, made.pop('items')
 
     def close(self):
         self.process.stdin.close()
@@ -122,10 +117,6 @@ def serve(folder):
         begun = time.perf_counter()
         if what == 'train': trainer._train_epoch(train, epoch); epoch += 1; say(seconds=time.perf_counter() - begun)
         if what == 'valid': trainer._valid_epoch(valid); say(seconds=time.perf_counter() - begun)
-        if what == 'weights':
-            file = Path(folder)/'weights.npz'
-            np.savez(file, items=np.array(data.id2token('item_id', np.arange(1, data.item_num)), dtype=str), **{name: w.detach().cpu().numpy() for name, w in model.state_dict().items()})
-            say(file=str(file))
         if what in ('scores', 'probabilities'):
             model.eval()
             with torch.no_grad(): made = dict(scores=scores, probabilities=probabilities)[what](model, data, dict(valid=valid, test=test)[more[0]])

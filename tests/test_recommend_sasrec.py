@@ -21,7 +21,7 @@ def test_sasrec_against_torchs_encoder(blocks, heads):
     layers = [given_weights(block, nn.TransformerEncoderLayer(8, heads, 8, 0., 'relu', batch_first=True)).train() for block in model.blocks]
     x, causal = torch.randn(3, 6, 8), nn.Transformer.generate_square_subsequent_mask(6)
     with torch.no_grad():
-        expected = model.norm(x + model.position[:6])
+        expected = x*8**.5 + model.position[:6]
         for layer in layers: expected = layer(expected, src_mask=causal)
         made = model(x, lengths)
     for row, n in enumerate(lengths): assert torch.allclose(made[row, :n], expected[row, :n], atol=1e-5)
@@ -33,13 +33,3 @@ def test_dropout_acts_in_training_alone_and_is_repeated_by_its_seed():
     runs = [model(x, lengths, np.random.default_rng(seed)).detach() for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert torch.equal(model(x, lengths).detach(), model(x, lengths).detach())
-
-
-def test_attention_is_dropped_too():
-    "The first event attends to itself alone, with weight 1: half of the time that is dropped, and nothing is added to it; single coordinates would all be dropped once in 256 times."
-    torch.manual_seed(0)
-    block, x, mask = SASRec(8, 7, rate=.5).blocks[0], torch.randn(1, 6, 8), torch.full((6, 6), float('-inf')).triu(1)
-    nn.init.zeros_(block.outer.weight)
-    untouched = block.norm2(block.norm1(x[0, 0])).detach()
-    share = np.mean([torch.allclose(block(x, mask, np.random.default_rng(seed))[0, 0].detach(), untouched, atol=1e-6) for seed in range(300)])
-    assert .4 < share < .6

@@ -40,9 +40,9 @@ class BERT4Rec(SequenceBackbone):
         super().__init__()
         if size % heads: raise ValueError(f'heads={heads}: does not divide embedding_size={size}; use a divisor')
         if not 0 < mask_share < 1: raise ValueError(f'mask_share={mask_share}: must be between 0 and 1, so that some events are hidden and some are not; use .2 to .6')
-        self.rate, self.mask_share = rate, mask_share
+        self.rate, self.scale, self.mask_share = rate, size**.5, mask_share
         self.gap, self.position = nn.Parameter(torch.randn(size)*.02), nn.Parameter(torch.randn(max_length + 1, size)*.02)
-        self.norm, self.blocks = nn.LayerNorm(size), nn.ModuleList(Block(size, heads, rate) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(size, heads, rate) for _ in range(blocks))
         for m in self.modules():
             if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
@@ -66,7 +66,7 @@ class BERT4Rec(SequenceBackbone):
     ) -> torch.Tensor: # (n, longest, size); beyond a history's length without meaning
         longest, most = x.shape[1], len(self.position)
         place = torch.arange(longest, device=x.device)
-        x = dropout(self.norm(x + F.embedding((place + most - lengths[:, None]).clamp(max=most - 1), self.position)), self.rate, rng)
+        x = dropout(x*self.scale + F.embedding((place + most - lengths[:, None]).clamp(max=most - 1), self.position), self.rate, rng)
         mask = torch.zeros(len(x), 1, longest, device=x.device).masked_fill((place >= lengths[:, None])[:, None], float('-inf'))
         for block in self.blocks: x = block(x, mask.repeat_interleave(block.heads, 0), rng)
         return x

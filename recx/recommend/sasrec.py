@@ -41,7 +41,7 @@ class Block(nn.Module):
         n, length, size = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n*self.heads, length, -1)
         weight = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=(size//self.heads)**-.5), -1)
-        attended = (dropout(weight, self.rate, rng) @ v).view(n, self.heads, length, -1).transpose(1, 2).reshape(n, length, size)
+        attended = (weight @ v).view(n, self.heads, length, -1).transpose(1, 2).reshape(n, length, size)
         x = self.norm1(x + dropout(self.mix(attended), self.rate, rng))
         return self.norm2(x + dropout(self.outer(torch.relu(self.inner(x))), self.rate, rng))
 
@@ -79,9 +79,9 @@ class SASRec(SequenceBackbone):
     ):
         super().__init__()
         if size % heads: raise ValueError(f'heads={heads}: does not divide embedding_size={size}; use a divisor')
-        self.rate = rate
+        self.rate, self.scale = rate, size**.5
         self.position = nn.Parameter(torch.randn(max_length, size)*.02)
-        self.norm, self.blocks = nn.LayerNorm(size), nn.ModuleList(Block(size, heads, rate) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(size, heads, rate) for _ in range(blocks))
         for m in self.modules():
             if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
@@ -91,7 +91,7 @@ class SASRec(SequenceBackbone):
         rng: np.random.Generator | None = None, # for dropout; none: evaluation
     ) -> torch.Tensor: # (n, longest, size); beyond a history's length without meaning
         longest = x.shape[1]
-        x = dropout(self.norm(x + self.position[:longest]), self.rate, rng)
+        x = dropout(x*self.scale + self.position[:longest], self.rate, rng)
         mask = torch.full((longest, longest), float('-inf'), device=x.device).triu(1)
         for block in self.blocks: x = block(x, mask, rng)
         return x
