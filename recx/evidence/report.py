@@ -288,7 +288,7 @@ def positive(f: Findings) -> Markup:
     c = f.control
     if c is None: return fill('<p>No positive control was run: where nothing is shown, this study cannot tell an effect that is not there from one that it is too weak to see.</p>')
     size = ', '.join(f'{count(c.card[name])} {name}' for name in ('users', 'items', 'events') if name in c.card)
-    head = fill('<p>{{ found }} {{ banner }}</p><p>{{ said }}</p>', found=tag('found' if c.found else 'missed', 'good' if c.found else 'bad'), banner=tag(c.card.get('banner') or 'planted', 'open', f'{size}; {len(c.study["seeds"])} seeds'), said=control_said(c, f.verdict.outcomes))
+    head = fill('<p>{{ found }} {{ banner }}</p><p>{{ said }}</p>', found=tag(*('found', 'good') if c.confirmed else ('found in part', 'open') if c.found else ('missed', 'bad')), banner=tag(c.card.get('banner') or 'planted', 'open', f'{size}; {len(c.study["seeds"])} seeds'), said=control_said(c, f.verdict.outcomes))
     note = f'{metric_name(c.metric)}{lower_said(c.metric)}. All of these comparisons must come out better, at the same α and by the same words as above. No figure of the twin speaks of people, and none of them takes part in the comparisons of this study.'
     return head + table(VERSUS, [versus(row, c.study, c.alpha) for row in c.rows], note, caption='positive control') + picture(f, 'control')
 

@@ -451,7 +451,7 @@ def plain_json(
 def summary_of(f: Findings) -> dict: # plain JSON
     "The findings in short: verdict, main table, costs, settings."
     main = f.results[(f.results.metric == f.metric) & (f.results.stratum_kind == 'all')]
-    control = {} if f.control is None else dict(control=dict(found=f.control.found, arm=f.control.arm, data=f.control.card, comparisons=f.control.rows))
+    control = {} if f.control is None else dict(control=dict(found=f.control.found, confirmed=f.control.confirmed, arm=f.control.arm, data=f.control.card, comparisons=f.control.rows))
     said = dict(study={k: v for k, v in f.study.items() if k != 'settings'}, settings=f.study.get('settings', {}), methods=f.methods, primary=f.metric, verdict=f.verdict.said(), gate=f.gate, table=main.to_dict('records'), runs=f.runs.to_dict('records'),
                 costs=f.costs.to_dict('records'), beyond=f.beyond.to_dict('records'), data=f.card, provenance=f.provenance, **control, **{name: table.to_dict('records') for name, table in dict(calibration=f.calibration, segments=f.segments, redundancy=f.redundancy).items() if table is not None})
     return without_addresses(plain_json(said))

@@ -447,6 +447,8 @@ class Control:
     def calls(self) -> list: return [call(row, self.alpha) for row in self.rows]
     @property
     def found(self) -> bool: return all(c.better for c in self.calls)
+    @property
+    def confirmed(self) -> bool: return all(c.better and c.confirmed for c in self.calls)
 
 def control_of(
     results: pd.DataFrame, # of the control
@@ -467,8 +469,8 @@ def control_of(
 def weakness(
     c: Control,
 ) -> str: # 'NDCG@10 .0540 against .0520, +3.8 % [+1.2 %, +6.5 %]; seeds p = .003, users p < .001'
-    "The comparison that says most: the first that failed, or the one with the baseline."
-    row = next((row for row, said in zip(c.rows, c.calls) if not said.better), c.rows[0])
+    "The comparison that says most: the first that failed, the first that was shown over one unit alone, or the one with the baseline."
+    row = min(zip(c.calls, c.rows), key=lambda pair: pair[0].better + pair[0].confirmed*pair[0].better)[1]
     return f"against {name_of(c.study, row['baseline'])} {size_said(row)}; {tests_said(row)}"
 
 def control_said(
@@ -479,10 +481,12 @@ def control_said(
     what = f"on {c.card.get('banner') or 'planted'} data in which the text of an item moves behaviour, {name_of(c.study, c.arm)}"
     null = not any(o.call.better for o in outcomes)
     if c.found:
-        follows = 'So this instrument finds an effect of that size, and that none is shown above is informative.' if null else 'So this instrument finds an effect of that size.'
+        units = [unit for unit in ('users', 'seeds') if all(unit in said.unit for said in c.calls)]
+        lead = 'finds what was planted' if c.confirmed else f"finds what was planted over {units[0]} alone" if units else 'finds what was planted, each difference over users or over seeds'
+        follows = 'So this instrument finds an effect of that size' + (', and that none is shown above is informative.' if null else '.') if c.confirmed else 'So this instrument sees an effect of that size, and is too weak to confirm it.'
         made = [row for row in c.rows if c.study['arms'][row['baseline']].get('placebo_of')]
         beaten = [name_of(c.study, row['baseline']) for row in c.rows if row not in made] + [f"its {'placebo' if len(made) == 1 else f'{len(made)} placebos'}"]*bool(made)
-        return f"The positive control finds what was planted: {what} is better than {joined(beaten)} ({weakness(c)}). {follows}"
+        return f"The positive control {lead}: {what} is better than {joined(beaten)} ({weakness(c)}). {follows}"
     missed = [name_of(c.study, row['baseline']) for row, said in zip(c.rows, c.calls) if not said.better]
     follows = 'and that nothing is shown above says little' if null else 'and what is not shown above may be there all the same'
     return f"The positive control misses what was planted: {what} is not shown to be better than {joined(missed)} ({weakness(c)}). So the instrument is too weak at this size, {follows}."
