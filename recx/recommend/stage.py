@@ -137,7 +137,6 @@ def check_ways(
         check_pair(params[name], params['adapter'], params['user_gate'] and name == 'fusion', backbone, possible, name)
         check_widths(params[name], params['embedding_size'], params['null_size'])
     used = [params[name] for name in ('late_of' if 'late_of' in ways else 'fusion', 'user_fusion')]
-    if params['adapter'] == 'hea' and task is not Clicks and used.count('concat') == 1 and set(used) <= set(WITH_ADAPTER): raise ValueError(f"adapter='hea': its experts make coordinates of one number for items and users, and concat leaves half of them to the ids where {next(way for way in used if way != 'concat')} takes all; use the same way in for fusion and user_fusion, or adapter=mlp")
     if params['placebo'] != 'none' and set(used) == {'id'}: raise ValueError(f"placebo={params['placebo']!r}: {'late_of' if 'late_of' in ways else 'fusion'}=id uses no vectors; use placebo=none or another {'late_of' if 'late_of' in ways else 'fusion'}")
 
 # %% ../../nbs/5_recommend/0_stage.ipynb #ba3a0a3b
