@@ -100,7 +100,7 @@ def provenance() -> dict:
     names = ('recx', 'torch', 'numpy', 'pandas', 'scipy', 'scikit-learn', 'transformers', 'sentence-transformers', 'peft', 'papermill')
     git = lambda *words: subprocess.run(['git', '-C', str(home()), *words], capture_output=True, text=True).stdout.strip()
     commit = git('rev-parse', 'HEAD') if (home()/'.git').exists() else ''
-    changed = bool(commit and git('status', '--porcelain', '--untracked-files=no'))
+    changed = bool(commit and git('status', '--porcelain', '--untracked-files=no', '--', '.', ':(exclude)reports'))   # a report that an earlier run has written changes nothing
     return dict(versions=dict(python=platform.python_version(), **{n: version(n) for n in names}),
                 git=dict(commit=commit, changed=changed), machine=dict(cores=os.cpu_count(), system=platform.system(), architecture=platform.machine()))
 
