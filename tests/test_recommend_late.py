@@ -14,7 +14,10 @@ from recx.recommend.late import GRID, Late, LateClicks, joined, mixed_odds, weig
 from recx.recommend.ranking import ndcg, target_ranks
 from recx.recommend.topk import kept
 from recx.recommend.train import train
+from recx.recommend.stage import load_model
+from recx.run.engine import ensure
 from recx.run.stages import chain
+from recx.run.store import folder_of
 
 USERS, ITEMS, SIZE = 60, 150, 12
 USER = np.repeat(np.arange(USERS), 6)
@@ -186,8 +189,17 @@ def test_click_models_that_were_asked_other_questions_are_not_mixed():
     with pytest.raises(ValueError, match='tells no probabilities'): LateClicks(DATA, SETTINGS).model(pair())
 
 
-@pytest.mark.parametrize('late_of', ['id', 'add'])
-def test_click_models_are_mixed_from_end_to_end(late_of, tmp_path):
-    wishes = dict(dataset='toy', backbone='deepfm', fusion='late', late_of=late_of, positive_above=3., epochs=1, embedding_size=8, reduce='pca', reduce_size=8)
-    node = chain(wishes)
-    assert set(node.inputs) == {'data', 'first', 'second'} and [node.inputs[n].params['fusion'] for n in ('first', 'second')] == ['id', late_of]
+@pytest.mark.parametrize('change', [dict(late_of='id'), dict(late_of='add'), dict(late_of='add', placebo='shuffled'), dict(late_of='id', user_fusion='replace', describe_users='template'), dict(late_of='id', dataset='sim-fashion', sim_users=60, sim_items=150, sim_events=900, on_duplicates='units', positive_above=0., click_negatives=1)], ids=lambda change: ' '.join(map(str, change.values())))
+def test_click_models_are_mixed_from_end_to_end(change, store):
+    node = chain(dict(dataset='toy', backbone='fm', fusion='late', positive_above=3., epochs=1, embedding_size=8, reduce='pca', reduce_size=8) | change)
+    folder = ensure(node, 'inline')
+    said = pd.read_parquet(folder/'per_user.parquet')
+    alone = [pd.read_parquet(folder_of(node.inputs[name])/'per_user.parquet') for name in ('first', 'second')]
+    late = pd.read_parquet(folder/'late.parquet')
+    weight = late.weight[late.auc.idxmax()]
+    np.testing.assert_allclose(said.probability, mixed_odds(*(a.probability.to_numpy() for a in alone), weight), atol=1e-6)
+    valid = said.split == 'valid'
+    assert auc(said.label[valid].to_numpy(), said.probability[valid].to_numpy()) >= max(auc(a.label[valid].to_numpy(), a.probability[valid].to_numpy()) for a in alone) - 1e-9
+    data = Dataset.load(folder_of(node.inputs['data']))
+    task, model = load_model(folder, data, {name: load_model(folder_of(node.inputs[name]), data) for name in ('first', 'second')})
+    np.testing.assert_allclose(task.results(model)['per_user'].probability, said.probability, atol=1e-6)

@@ -470,7 +470,7 @@ def weakness(
     c: Control,
 ) -> str: # 'NDCG@10 .0540 against .0520, +3.8 % [+1.2 %, +6.5 %]; seeds p = .003, users p < .001'
     "The comparison that says most: the first that failed, the first that was shown over one unit alone, or the one with the baseline."
-    row = min(zip(c.calls, c.rows), key=lambda pair: pair[0].better + pair[0].confirmed*pair[0].better)[1]
+    _, row = min(zip(c.calls, c.rows), key=lambda pair: pair[0].better*(1 + pair[0].confirmed))   # the first of the weakest
     return f"against {name_of(c.study, row['baseline'])} {size_said(row)}; {tests_said(row)}"
 
 def control_said(

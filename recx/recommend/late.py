@@ -133,20 +133,21 @@ class LateClicks(Late):
 
     def answers(self, model, part): return [task.scores(one, part) for task, one in zip(self.tasks, model.models)]
 
-    def weigh(self,
-        model: LateModel,
+    def curve(self,
+        said: list, # probabilities of both models for the validation part
     ) -> pd.DataFrame: # weight, auc
-        "How good each mixture is on the validation part."
-        said, label = self.answers(model, 'valid'), self.made.label[self.tasks[0].parts['valid']]
+        "How good each mixture is."
+        label = self.made.label[self.tasks[0].parts['valid']]
         return pd.DataFrame(dict(weight=GRID, auc=[auc(label, mixed_odds(*said, w)) for w in GRID]))
 
     def validate(self, model):
         "Choose the weight, and say how good the mixture is then."
-        curve = self.weigh(model)
+        curve = self.curve(self.answers(model, 'valid'))
         model.weight.fill_(curve.weight[curve.auc.idxmax()])
         return float(curve.auc.max())
 
     def results(self, model):
         "As for any click model, and 'late': how good each weight is on the validation part."
-        said = {name: mixed_odds(*self.answers(model, name), float(model.weight)) for name in ('valid', 'test')}
-        return dict(per_user=answered(self.dataset, self.made, said, marked=self.tasks[0].params['click_negatives'] > 0), late=self.weigh(model))
+        said = {name: self.answers(model, name) for name in ('valid', 'test')}
+        mixed = {name: mixed_odds(*both, float(model.weight)) for name, both in said.items()}
+        return dict(per_user=answered(self.dataset, self.made, mixed, marked=self.tasks[0].params['click_negatives'] > 0), late=self.curve(said['valid']))

@@ -9,7 +9,6 @@ __all__ = ['dropout', 'Block', 'SequenceBackbone', 'SASRec']
 import numpy as np
 import torch
 from torch import nn
-import torch.nn.functional as F
 
 # %% ../../nbs/5_recommend/5_sasrec.ipynb #e91629ae
 def dropout(
