@@ -189,7 +189,7 @@ def test_found_in_a_zip_by_name_but_a_part_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path/'root'/'data'/'raw'/'wsdm-cup-2018.zip', 'w') as z:
         for name in KKBOX_FILES: z.write(tmp_path/'kkbox'/name, name)
     with pytest.raises(ValueError, match='kkbox: songs.csv has 4 rows, and not 2,296,320'): stage.small(tmp_path/'data', dataset='kkbox', **LOT)
-    monkeypatch.setattr(stage, 'KKBOX_ROWS', {'songs.csv': 4, 'members.csv': 4, 'train.csv': len(LOG)})
+    monkeypatch.setattr(stage, 'KKBOX_ROWS', {'songs.csv': 4, 'members.csv': 4, 'train.csv': len(LOG), 'song_extra_info.csv': 4})
     found = Dataset.load(stage.small(tmp_path/'data', dataset='kkbox', **LOT))
     assert found.events.equals(made(tmp_path/'plain', tmp_path/'kkbox').events)
 

@@ -18,8 +18,8 @@ from .hm import counted, provenance
 from .sources import member
 
 # %% ../../nbs/1_data/5_readers_kkbox.ipynb #d50991b4
-KKBOX_ROWS = {'songs.csv': 2_296_320, 'members.csv': 34_403, 'train.csv': 7_377_418} # of the full files
-KKBOX_FILES = (*KKBOX_ROWS, 'song_extra_info.csv')
+KKBOX_ROWS = {'songs.csv': 2_296_320, 'members.csv': 34_403, 'train.csv': 7_377_418, 'song_extra_info.csv': 2_295_971} # of the full files
+KKBOX_FILES = tuple(KKBOX_ROWS)
 KKBOX_URL = 'https://www.kaggle.com/competitions/kkbox-music-recommendation-challenge'
 
 def kkbox_files(
@@ -60,15 +60,15 @@ SONG_TEXTS = ('title', 'artist_name', 'genre_ids', 'language', 'minutes', 'year'
 
 def read_songs(
     place: Path, # folder or zip file
-) -> tuple: # items; what the card should say: {'songs whose ISRC is none': n, …}
+) -> tuple: # items; rows of the second table; what the card should say: {'songs whose ISRC is none': n, …}
     "The songs, with what the second table adds."
     songs, extra = read_columns(place, 'songs.csv', SONG).to_pandas(), read_columns(place, 'song_extra_info.csv', dict(song_id=TEXT, name=TEXT, isrc=TEXT)).to_pandas()
-    at = pd.Index(extra.song_id.drop_duplicates()).get_indexer(songs.song_id)
+    at, n_extra = pd.Index(extra.song_id.drop_duplicates()).get_indexer(songs.song_id), len(extra)
     extra = extra.drop_duplicates('song_id').reset_index(drop=True)[['name', 'isrc']].reindex(at).reset_index(drop=True) if len(extra) else pd.DataFrame(dict(name=None, isrc=None), index=songs.index, dtype='str')
     parts, seconds = isrc_parts(extra.isrc), (songs.song_length/1000).where(songs.song_length > 0)
     items = songs.drop(columns='song_length').assign(name=extra.name, duration=seconds, minutes=minutes_said(seconds.to_numpy()), language=songs.language.str.removesuffix('.0'), **parts)
     odd = {'songs without a second row in song_extra_info.csv': int((at < 0).sum()), 'songs whose ISRC is none': int((extra.isrc.notna() & parts.country.isna()).sum())}
-    return aligned(items, 'music'), odd
+    return aligned(items, 'music'), n_extra, odd
 
 # %% ../../nbs/1_data/5_readers_kkbox.ipynb #c036a123
 MEMBER = dict(msno=TEXT, city=TEXT, bd=pa.float64(), gender=TEXT, registered_via=TEXT, registration_init_time=TEXT, expiration_date=TEXT)
@@ -103,8 +103,8 @@ def read_kkbox(
 ) -> Raw:
     "Read encounters, songs and members."
     kkbox_files(place, kind)
-    (items, of_songs), (users, of_members), events = read_songs(place), read_members(place), read_listening(place)
+    (items, n_extra, of_songs), (users, of_members), events = read_songs(place), read_members(place), read_listening(place)
     about = provenance(place, kind, 'KKBOX (WSDM Cup 2018)', 'Kaggle competition rules: non-commercial use, no redistribution', KKBOX_URL, 'KKBOX, WSDM Cup 2018')
-    rows = {'songs.csv': len(items), 'members.csv': len(users), 'train.csv': len(events)}
+    rows = {'songs.csv': len(items), 'members.csv': len(users), 'train.csv': len(events), 'song_extra_info.csv': n_extra}
     notes = ([] if 'banner' in about else counted(rows, KKBOX_ROWS)) + [f'{n:,} {what}' for what, n in (of_songs | of_members).items() if n]
     return Raw(items, users, events, dict(name=kind, domain='music', text_columns=list(SONG_TEXTS), time_kind='none', has_values=True, rows=rows, notes=notes) | about)

@@ -24,7 +24,7 @@ from ..data.dataset import Dataset
 from ..data.parameters import known, typed
 from ..data.sources import fetch, home, store_folder
 from .engine import QUIET_KERNEL, printed
-from .stages import STAGES, make_node, module_of, notebook_of, owners, stage_parameters
+from .stages import STAGES, checked, make_node, module_of, notebook_of, owners, stage_parameters
 from .store import provenance
 from .study import Result
 
@@ -190,9 +190,13 @@ def enrich_and_tell(
 # %% ../../nbs/7_run/5_cli.ipynb #45ed9aab
 def card_of(
     name: str, # as `-p dataset` takes it
+    pairs: list = (), # [name, value], …: other parameters of the data stage
 ) -> str: # the card as text
     "Fetch a data set, verify its checksums, and say what is in it."
-    node = make_node('data', dict(dataset=name), {})
+    wishes = checked(parsed(pairs))
+    known(wishes, stage_parameters()['data'], 'parameter of the data stage')
+    if 'dataset' in wishes: raise ValueError(f"dataset={wishes['dataset']!r}: the data set is named already ({name}); leave out -p dataset")
+    node = make_node('data', wishes | dict(dataset=name), {})
     with tempfile.TemporaryDirectory() as folder:
         module_of('data').run(node.params, {}, folder)
         return show(Dataset.load(folder).card)
@@ -256,7 +260,9 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument('--expect', type=float, default=None, metavar='TOKENS', help='tokens of one answer, for the estimate; default: llm_max_tokens, the worst case')
     more.add_argument('--features', default='', metavar='FOLDER', help='the feature store; default: beside the results')
     sub.add_parser('studies', help='list the studies')
-    sub.add_parser('data', help='fetch a data set, verify it, print its card').add_argument('name')
+    data = sub.add_parser('data', help='fetch a data set, verify it, print its card')
+    data.add_argument('name')
+    data.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='any parameter of the data stage, such as split_by')
     sub.add_parser('report', help='print the verdict of a report').add_argument('path')
     sub.add_parser('doctor', help='look at everything a run needs')
     return top
@@ -271,7 +277,7 @@ def main(
         if words.command == 'run': run_study(words.study, words.p, words.dry_run, size=words.size, jobs=words.jobs, seeds=words.seeds)
         if words.command == 'enrich': enrich_and_tell(parsed(words.p), words.features, words.estimate, words.expect)
         if words.command == 'studies': print('\n'.join(f'{name:12} {subtitle(path)}' for name, path in studies().items()))
-        if words.command == 'data': print(card_of(words.name))
+        if words.command == 'data': print(card_of(words.name, words.p))
         if words.command == 'report': open_report(words.path)
         if words.command == 'doctor' and not doctor(): raise SystemExit(1)
     except (ValueError, FileNotFoundError) as e:
