@@ -35,11 +35,12 @@ class SoftmaxLoss(torch.autograd.Function):
     def forward(ctx, queries, others, positive, column, chunk=1024):
         dtype = score_dtype(queries.device)
         q, c = queries.to(dtype), others.to(dtype)
+        across = c.T.contiguous()   # 16-bit products of a transposed view take twice as long, where 32 does not divide its rows
         log_sum, weight = torch.empty_like(positive), torch.empty_like(positive)
         grad_q, grad_c = torch.empty_like(queries), torch.zeros_like(others)
         for i in range(0, len(q), chunk):
             part = slice(i, i + chunk)
-            s = masked_scores(q[part], c, column[part])
+            s = masked_scores(q[part], across, column[part])
             highest = s.amax(1).float()
             s = torch.softmax(s, 1)
             log_sum[part] = highest - s.amax(1).float().log()
@@ -58,11 +59,11 @@ class SoftmaxLoss(torch.autograd.Function):
 # %% ../../nbs/5_recommend/3_losses.ipynb #003d2c75
 def masked_scores(
     queries: torch.Tensor, # (rows, size)
-    others: torch.Tensor, # (competitors, size)
+    others: torch.Tensor, # (size, competitors)
     column: torch.Tensor, # (rows,): which competitor is the row's own target; -1: none
 ) -> torch.Tensor: # (rows, competitors), minus infinity at the targets
     "Scores of the competitors."
-    scores = queries @ others.T
+    scores = queries @ others
     rows = (column >= 0).nonzero()[:, 0]
     scores[rows, column[rows]] = float('-inf')
     return scores
@@ -84,9 +85,10 @@ class BinaryLoss(torch.autograd.Function):
     def forward(ctx, queries, others, column, chunk=1024):
         dtype = score_dtype(queries.device)
         q, c = queries.to(dtype), others.to(dtype)
+        across = c.T.contiguous()   # 16-bit products of a transposed view take twice as long, where 32 does not divide its rows
         total, grad_q, grad_c = queries.new_zeros(()), torch.empty_like(queries), torch.zeros_like(others)
         for i in range(0, len(q), chunk):
-            s = masked_scores(q[i:i + chunk], c, column[i:i + chunk])
+            s = masked_scores(q[i:i + chunk], across, column[i:i + chunk])
             total += F.softplus(s.float()).sum()
             s = torch.sigmoid(s)
             grad_q[i:i + chunk], grad_c = (s @ c).float(), grad_c + s.T @ q[i:i + chunk]
