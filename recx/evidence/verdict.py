@@ -203,9 +203,10 @@ def name_of(
 
 def joined(
     words: list,
-) -> str: # 'a, b and c'
+) -> str: # 'a, b and c'; 'a; b, c; and d' where a word has commas of its own
     "A list as a sentence has it."
-    return ' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    between, last = ('; ', '; and ') if len(words) > 2 and any(', ' in word for word in words) else (', ', ' and ')
+    return last.join([between.join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #574a680a
 def meaning(
