@@ -215,9 +215,11 @@ def meaning(
 ) -> str: # a sentence; '' where there is nothing to say
     "Whether the arm beats its placebos, and what follows."
     missed = [name_of(study, p) for p in o.placebos if p not in o.beaten]
+    seen = sorted({c.unit for p, c in o.placebos.items() if p not in o.beaten and c.better}) if all(c.better for c in o.placebos.values()) else []
     mine = 'its placebo' if len(o.placebos) == 1 else f'its {len(o.placebos)} placebos'
     if o.call.better:
         if not o.placebos: return 'No placebo of it was run: meaning is not told apart from capacity and initialisation.'
+        if missed and seen: return f'It is better than {joined(missed)} over {" or ".join(seen)} alone: that the gain is one of meaning is seen, not confirmed.'
         if missed: return f'It is not shown to beat {joined(missed)}: gain not due to meaning as far as this run can tell; capacity or initialisation explain it as well.'
         return f'It also beats {mine}, so capacity and initialisation alone do not explain the gain.'
     if not o.placebos: return ''
