@@ -214,16 +214,16 @@ def meaning(
     study: dict,
 ) -> str: # a sentence; '' where there is nothing to say
     "Whether the arm beats its placebos, and what follows."
-    missed = [name_of(study, p) for p in o.placebos if p not in o.beaten]
-    seen = sorted({c.unit for p, c in o.placebos.items() if p not in o.beaten and c.better}) if all(c.better for c in o.placebos.values()) else []
+    missed = {p: c for p, c in o.placebos.items() if p not in o.beaten}
+    them, units = joined([name_of(study, p) for p in missed]), sorted({c.unit for c in missed.values()})
     mine = 'its placebo' if len(o.placebos) == 1 else f'its {len(o.placebos)} placebos'
     if o.call.better:
         if not o.placebos: return 'No placebo of it was run: meaning is not told apart from capacity and initialisation.'
-        if missed and seen: return f'It is better than {joined(missed)} over {" or ".join(seen)} alone: that the gain is one of meaning is seen, not confirmed.'
-        if missed: return f'It is not shown to beat {joined(missed)}: gain not due to meaning as far as this run can tell; capacity or initialisation explain it as well.'
+        if missed and all(c.better for c in missed.values()): return f'It is better than {them} over {" or ".join(units)} alone: that the gain is one of meaning is seen, not confirmed.'
+        if missed: return f'It is not shown to beat {them}: gain not due to meaning as far as this run can tell; capacity or initialisation explain it as well.'
         return f'It also beats {mine}, so capacity and initialisation alone do not explain the gain.'
     if not o.placebos: return ''
-    return f'It is not shown to beat {joined(missed)} either.' if missed else f'It beats {mine}: its vectors carry meaning, but none beyond what the baseline learns by itself.'
+    return f'It is not shown to beat {them} either.' if missed else f'It beats {mine}: its vectors carry meaning, but none beyond what the baseline learns by itself.'
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #b6fcbe98
 def over(

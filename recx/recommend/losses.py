@@ -35,7 +35,7 @@ class SoftmaxLoss(torch.autograd.Function):
     def forward(ctx, queries, others, positive, column, chunk=1024):
         dtype = score_dtype(queries.device)
         q, c = queries.to(dtype), others.to(dtype)
-        across = c.T.contiguous()   # 16-bit products of a transposed view take twice as long, where 32 does not divide its rows
+        across = c.T.contiguous()
         log_sum, weight = torch.empty_like(positive), torch.empty_like(positive)
         grad_q, grad_c = torch.empty_like(queries), torch.zeros_like(others)
         for i in range(0, len(q), chunk):
@@ -59,7 +59,7 @@ class SoftmaxLoss(torch.autograd.Function):
 # %% ../../nbs/5_recommend/3_losses.ipynb #003d2c75
 def masked_scores(
     queries: torch.Tensor, # (rows, size)
-    others: torch.Tensor, # (size, competitors)
+    others: torch.Tensor, # (size, competitors), contiguous: 16-bit products of a transposed view take up to twice as long where 32 does not divide the competitors
     column: torch.Tensor, # (rows,): which competitor is the row's own target; -1: none
 ) -> torch.Tensor: # (rows, competitors), minus infinity at the targets
     "Scores of the competitors."
@@ -85,7 +85,7 @@ class BinaryLoss(torch.autograd.Function):
     def forward(ctx, queries, others, column, chunk=1024):
         dtype = score_dtype(queries.device)
         q, c = queries.to(dtype), others.to(dtype)
-        across = c.T.contiguous()   # 16-bit products of a transposed view take twice as long, where 32 does not divide its rows
+        across = c.T.contiguous()
         total, grad_q, grad_c = queries.new_zeros(()), torch.empty_like(queries), torch.zeros_like(others)
         for i in range(0, len(q), chunk):
             s = masked_scores(q[i:i + chunk], across, column[i:i + chunk])
