@@ -19,7 +19,7 @@ from recx.recommend.simple import Rates
 from recx.recommend.stage import load_model, small as small_recommend
 from recx.recommend.train import train
 
-PARAMS = dict(backbone='deepfm', fusion='id', user_fusion='id', adapter='linear', adapter_hidden=8, experts=3, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, null_size=4, embedding_size=8, dropout=.1,
+PARAMS = dict(backbone='deepfm', fusion='id', user_fusion='id', adapter='linear', adapter_hidden=8, adapter_gain=1., experts=3, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, null_size=4, embedding_size=8, dropout=.1,
               deep='24,12', cross_layers=2, attention_layers=1, heads=2, click_history=4, click_fields='auto', positive_above=0., click_negatives=0, hold_back=0, align_weight=.1, align_temperature=.2, align_mask=.1)
 SETTINGS = dict(batch_size=128, gate_balance=.01, learning_rate=.01, weight_decay=1e-4, epochs=20, patience=4, validate_every=1, seed=0)
 USERS, ITEMS = 60, 40

@@ -25,7 +25,7 @@ from recx.recommend.topk import batch_loss as pair_loss
 
 N, IN, SIZE = 40, 24, 16
 LAYERS = dict(L1=slice(0, 12), L2=slice(12, 24))
-PARAMS = dict(fusion='replace', user_fusion='id', embedding_size=SIZE, null_size=8, adapter='linear', adapter_hidden=8, experts=4, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, align_weight=.1, align_temperature=.2, align_mask=.1)
+PARAMS = dict(fusion='replace', user_fusion='id', embedding_size=SIZE, null_size=8, adapter='linear', adapter_hidden=8, adapter_gain=1., experts=4, expert_top_k=0, gate_noise=0., shared_experts=2, own_experts=2, final_relu=False, user_gate=False, align_weight=.1, align_temperature=.2, align_mask=.1)
 TABLES = [f for f in FUSIONS if f != 'late']
 MET = np.arange(N) < 36
 

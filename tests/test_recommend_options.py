@@ -31,7 +31,7 @@ USERS, ITEMS, LENGTH = 24, 20, 10
 BASE = DEFAULTS | dict(embedding_size=8, dropout=.1, max_length=6, negatives=6, adapter_hidden=4, experts=2, shared_experts=1, own_experts=1, on_missing='zero', null_size=4, deep='8', click_history=5, click_fields='colour', batch_size=64, batch_tokens=64,
                        list_size=5, list_length=10, learning_rate=.02, epochs=2, patience=2, cross_layers=2, user_gate=False)
 ACTS = dict( # other values than those above and than the defaults, to which `relevant` turns what is idle
-            user_fusion='replace', adapter='mlp', adapter_hidden=6, experts=3, expert_top_k=1, gate_noise=1., gate_balance=1., shared_experts=3, own_experts=2, final_relu=True, user_gate=True, placebo='shuffled', on_missing='mean', embedding_size=10,
+            user_fusion='replace', adapter='mlp', adapter_hidden=6, adapter_gain=.25, experts=3, expert_top_k=1, gate_noise=1., gate_balance=1., shared_experts=3, own_experts=2, final_relu=True, user_gate=True, placebo='shuffled', on_missing='mean', embedding_size=10,
             blocks=2, heads=2, dropout=.3, max_length=3, mask_share=.6, graph_layers=1, edge_dropout=.5, l2=.1, knn_neighbours=2, loss='ce', negatives=3, gbce_t=.1, scoring='cosine', temperature=.5, align_weight=1., align_temperature=1., align_mask=.5,
             positive_above=1.5, click_negatives=2, click_fields='', click_history=2, deep='6', cross_layers=1, attention_layers=1, list_length=6, hold_back=1, batch_tokens=20, batch_size=16, null_size=2, seed=1, seen_items='candidates', list_size=3)
 ELSEWHERE = dict(backbone='who an arm is', fusion='who an arm is', transfer='test_recommend_transfer', transfer_from='test_recommend_transfer', late_of='names the input second', first_stage='names the input first', train_device='needs another device',
@@ -137,7 +137,7 @@ def test_what_the_trainer_reads_acts(change, base):
 
 
 IDLE = [(dict(backbone='fm'), dict(hold_back=2, blocks=2, heads=2, max_length=5, dropout=.1, deep='8', cross_layers=1, list_size=3, loss='gbce', gbce_t=.1)), (dict(backbone='deepfm', click_negatives=1), dict(positive_above=4., heads=2)), (dict(backbone='gru4rec', fusion='align-con'), dict(adapter='mlp', adapter_hidden=3)),
-        (dict(backbone='sasrec', fusion='add'), dict(adapter_hidden=3)), (dict(backbone='popularity'), dict(knn_neighbours=3, seed=4, embedding_size=8)), (dict(backbone='mf'), dict(max_length=3, blocks=2, dropout=.3)), (dict(backbone='mf', loss='ce'), dict(negatives=4)),
+        (dict(backbone='sasrec', fusion='add'), dict(adapter_hidden=3)), (dict(backbone='sasrec', fusion='cross-attention'), dict(adapter_gain=.5)), (dict(backbone='popularity'), dict(knn_neighbours=3, seed=4, embedding_size=8)), (dict(backbone='mf'), dict(max_length=3, blocks=2, dropout=.3)), (dict(backbone='mf', loss='ce'), dict(negatives=4)),
         (dict(backbone='prm', hold_back=1), dict(max_length=3, loss='gbce', gbce_t=.1)), (dict(backbone='sasrec', fusion='late'), dict(embedding_size=8, epochs=3, dropout=.1, learning_rate=.1)), (dict(backbone='deepfm', fusion='late'), dict(embedding_size=8, epochs=3, list_size=3, deep='8'))]
 
 

@@ -22,7 +22,7 @@ from recx.recommend.topk import TopK
 from recx.recommend.train import train
 
 DATA = declared(vars(data_stage)) | dict(cold_items=0., cold_users=0., cold_seed=0)
-PARAMS = dict(backbone='prm', first_stage='mf', hold_back=2, list_length=10, list_size=5, fusion='replace', user_fusion='id', adapter='linear', adapter_hidden=8, experts=2, expert_top_k=0, gate_noise=0., user_gate=False, final_relu=False,
+PARAMS = dict(backbone='prm', first_stage='mf', hold_back=2, list_length=10, list_size=5, fusion='replace', user_fusion='id', adapter='linear', adapter_hidden=8, adapter_gain=1., experts=2, expert_top_k=0, gate_noise=0., user_gate=False, final_relu=False,
               shared_experts=1, own_experts=2, embedding_size=16, null_size=8, blocks=1, heads=1, dropout=.1, max_length=50, scoring='dot', temperature=.1, graph_layers=2, edge_dropout=0., align_weight=.1, align_temperature=.2, align_mask=.1)
 SETTINGS = dict(gate_balance=.01, learning_rate=.01, weight_decay=0., batch_size=64, batch_tokens=512, epochs=40, patience=8, validate_every=2, seed=0, loss='sampled-softmax', negatives=64, gbce_t=.75, l2=0.)
 backbones = pytest.mark.parametrize('backbone', LIST_BACKBONES)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLICK_FUSIONS', 'NETWORKS', 'Attribute', 'Side', 'make_side', 'ClickModel', 'widths', 'make_network', 'probabilities',
-           'side_gates', 'Clicks']
+           'side_gates', 'check_history', 'Clicks']
 
 # %% ../../nbs/5_recommend/7_clicks.ipynb #7dc76567
 import numpy as np
@@ -165,6 +165,14 @@ def side_gates(
     found = [gate_tables(table, ids)['gates'] for table in side.tables if table.gates() is not None]
     return found[0].rename(columns={Col.ITEM: column}) if found else None
 
+# %% ../../nbs/5_recommend/7_clicks.ipynb #d1e4b0a1
+def check_history(
+    params: dict, # backbone, click_history
+) -> None:
+    "Refuse histories too short for a network."
+    least, why = (2, 'since DIEN learns to tell the next liked item') if params['backbone'] == 'dien' else (1, 'since every network reads what was liked before')
+    within('click_history', params['click_history'], least, why=why)
+
 # %% ../../nbs/5_recommend/7_clicks.ipynb #673bc797
 class Clicks:
     "Click models: will this user like this item?"
@@ -179,8 +187,7 @@ class Clicks:
         one_of('backbone', p['backbone'], NETWORKS)
         for side in ('fusion', 'user_fusion'): one_of(side, p[side], CLICK_FUSIONS)
         if p['user_gate']: raise ValueError(f"user_gate=True: a user weighs layers through the score of a query and an item, and backbone={p['backbone']!r} has none; use user_gate=False, or a backbone that ranks")
-        within('click_history', p['click_history'], 1, why='since every network reads what was liked before')
-        if p['backbone'] == 'dien': within('click_history', p['click_history'], 2, why='since DIEN learns to tell the next liked item')
+        check_history(p)
         widths(p['deep'])
         if NETWORKS[p['backbone']][0].attends: check_order(dataset.card, p['backbone'])
         self.made, self.above = instances_of(dataset, p)

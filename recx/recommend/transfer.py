@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from safetensors.torch import load_file
-from .fusion import WITH_ADAPTER
+from .fusion import FUSIONS, WITH_ADAPTER
 from .given import Given
 
 # %% ../../nbs/5_recommend/8_transfer.ipynb #5e5a973a
@@ -20,11 +20,13 @@ FROM_DONOR = ('frozen', 'start') # those that need another arm
 
 def check_transfer(
     params: dict, # transfer, transfer_from, fusion, user_fusion
+    possible: tuple = FUSIONS, # ways in that the task has
 ) -> None:
     "Refuse a transfer that has nothing to carry, or nobody to carry it from."
     how, ways = params['transfer'], (params['fusion'], params['user_fusion'])
     if how == 'none': return
-    if not set(ways) & set(WITH_ADAPTER): raise ValueError(f"transfer={how!r}: fusion={ways[0]!r} and user_fusion={ways[1]!r} have no adapter to take over; use one of {', '.join(WITH_ADAPTER)}, or transfer=none")
+    able = [way for way in WITH_ADAPTER if way in possible]
+    if not set(ways) & set(WITH_ADAPTER): raise ValueError(f"transfer={how!r}: fusion={ways[0]!r} and user_fusion={ways[1]!r} have no adapter to take over; use {'one of ' + ', '.join(able) + ', or ' if able else ''}transfer=none")
     if how in FROM_DONOR and not params['transfer_from']: raise ValueError(f'transfer={how!r}: transfer_from is empty, so that the donor would be this very arm; say in what it differs, such as transfer_from={{"dataset": "sim-music"}}')
     own = {'transfer', 'transfer_from'} & set(params['transfer_from'])
     if own: raise ValueError(f"transfer_from: names {', '.join(sorted(own))}, but a donor is trained on its own domain alone; leave it out")
