@@ -223,7 +223,7 @@ def meaning(
         if missed: return f'It is not shown to beat {them}: gain not due to meaning as far as this run can tell; capacity or initialisation explain it as well.'
         return f'It also beats {mine}, so capacity and initialisation alone do not explain the gain.'
     if not o.placebos: return ''
-    return f'It is not shown to beat {them} either.' if missed else f'It beats {mine}: its vectors carry meaning, but none beyond what the baseline learns by itself.'
+    return f'It is not shown to beat {them} either.' if missed else f'It beats {mine}: its vectors carry meaning, but none is shown beyond what the baseline has.'
 
 # %% ../../nbs/6_evidence/7_verdict.ipynb #b6fcbe98
 def over(
